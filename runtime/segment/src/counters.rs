@@ -1,0 +1,80 @@
+//! Counters of one channel: one enum, one label each, private memory.
+
+use core::cell::Cell;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident = $label:literal,)*) => {
+        /// What a channel counts. Each drop adds one to exactly one counter (I8).
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        #[non_exhaustive]
+        pub enum Counter { $($(#[$doc])* $name,)* }
+
+        impl Counter {
+            /// Every counter, in the order in which they are printed.
+            pub const ALL: &'static [Counter] = &[$(Counter::$name,)*];
+
+            /// A stable lower-case name for logs and tools.
+            pub const fn label(self) -> &'static str {
+                match self { $(Counter::$name => $label,)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// Messages put into the send ring: sends, calls and replies.
+    Sent = "sent",
+    /// Messages taken out of the receive ring, handled or dropped.
+    Received = "received",
+    /// Messages given to a registered handler, and replies given to their caller.
+    Handled = "handled",
+    /// Messages dropped because no handler is registered for their index; a caller is told.
+    DropNoHandler = "drop_no_handler",
+    /// Typed messages dropped because their bytes are not of that type; a caller is told.
+    DropMalformed = "drop_malformed",
+    /// Replies dropped because their caller had given up waiting.
+    DropLateReply = "drop_late_reply",
+    /// Replies that a handler gave to a message that was sent, not called; nothing is sent.
+    ReplyUnwanted = "reply_unwanted",
+    /// Calls whose handler returned without replying; the caller is told.
+    CallUnanswered = "call_unanswered",
+    /// Times the send ring had no room.
+    Full = "full",
+    /// Times the send ring started over at its first slot while it was drained (hot set).
+    Restarts = "restarts",
+    /// Times the peer was asleep and was woken.
+    Wakes = "wakes",
+}
+
+/// The counters of one channel, each a count since the channel was opened.
+#[derive(Debug, Default)]
+pub struct Counters([Cell<u64>; Counter::ALL.len()]);
+
+impl Counters {
+    /// The count so far.
+    pub fn get(&self, counter: Counter) -> u64 {
+        self.0[counter as usize].get()
+    }
+
+    /// Every counter with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (Counter, u64)> + '_ {
+        Counter::ALL.iter().map(|&c| (c, self.get(c)))
+    }
+
+    /// Adds one.
+    #[inline(always)]
+    pub fn add(&self, counter: Counter) {
+        let cell = &self.0[counter as usize];
+        cell.set(cell.get() + 1);
+    }
+
+    pub(crate) fn set(&self, counter: Counter, value: u64) {
+        self.0[counter as usize].set(value);
+    }
+}
+
+impl Clone for Counters {
+    fn clone(&self) -> Self {
+        Counters(core::array::from_fn(|i| Cell::new(self.0[i].get())))
+    }
+}

@@ -1,0 +1,250 @@
+//! The header word of a message: what a slot says about itself.
+//!
+//! ```text
+//!  63          48 47 46           27 26       16 15..13 12 11 10   8 7        0
+//! +--------------+--+---------------+-----------+------+--+--+------+----------+
+//! |handler / call|W | credit (20 b) |length 11 b|  0   |R |M | kind | lap tag  |
+//! +--------------+--+---------------+-----------+------+--+--+------+----------+
+//! ```
+//!
+//! * *lap tag*: 1 to 255; the receiver knows the tag that the next message will carry, so an older slot cannot be taken for
+//!   a new one. 0 is "nothing here".
+//! * *M*: the payload goes on in the slots that follow (the length is above one slot's payload).
+//! * *R*: the next message is in slot 0, under the next tag.
+//! * *credit*: how many slots the writer has consumed of the ring in the other direction, modulo 2^20.
+//! * *W*: a reply is wanted.
+//!
+//! The low 16 bits of a one-slot message for a handler equal the lap tag, so that one 16-bit compare finds the usual case.
+
+/// What a message is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    /// For a handler: a send, or a call if a reply is wanted.
+    Message = 0,
+    /// The answer to a call.
+    Reply = 1,
+    /// The answer to a call for which no handler is registered.
+    NoHandler = 2,
+    /// The answer to a call whose handler gave none, or found the message malformed.
+    NoReply = 3,
+    /// Not a message: the ring goes on at another slot of the same lap.
+    Jump = 4,
+}
+
+/// What is to be sent: the kind and whom it is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outgoing {
+    pub(crate) kind: Kind,
+    pub(crate) wanted: bool,
+    pub(crate) target: u16,
+}
+
+impl Outgoing {
+    /// A one-way message to the handler with this index.
+    #[inline(always)]
+    pub const fn message(handler: u16) -> Self {
+        Outgoing {
+            kind: Kind::Message,
+            wanted: false,
+            target: handler,
+        }
+    }
+
+    /// A message to this handler that wants a reply. Its number is what [`Port::next_call`](crate::Port::next_call) says.
+    #[inline(always)]
+    pub const fn call(handler: u16) -> Self {
+        Outgoing {
+            kind: Kind::Message,
+            wanted: true,
+            target: handler,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) const fn answer(kind: Kind, call: u16) -> Self {
+        Outgoing {
+            kind,
+            wanted: false,
+            target: call,
+        }
+    }
+}
+
+const KIND_SHIFT: u32 = 8;
+const MULTI: u64 = 1 << 11;
+const RESTART: u64 = 1 << 12;
+const KIND_AND_FLAGS: u64 = 0xff00;
+const LEN_SHIFT: u32 = 16;
+const LEN_MASK: u64 = (1 << 11) - 1;
+const CREDIT_SHIFT: u32 = 27;
+/// Credits travel modulo this plus one; far above what can be in flight.
+pub(crate) const CREDIT_MASK: u64 = (1 << 20) - 1;
+const WANTED: u64 = 1 << 47;
+const TARGET_SHIFT: u32 = 48;
+
+const _: () = assert!(crate::MAX_MESSAGE as u64 <= LEN_MASK);
+const _: () = assert!((crate::MAX_DEPTH as u64) * 2 < CREDIT_MASK);
+
+/// A header as found in a slot: an allegation until its parts have been checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Descriptor(pub(crate) u64);
+
+impl Descriptor {
+    /// Bits 13 to 15 are zero on the wire; the receiver's private copy uses two of them.
+    pub(crate) const COPIED: u64 = 1 << 13;
+    pub(crate) const CONSUMED: u64 = 1 << 14;
+
+    #[inline(always)]
+    pub(crate) fn new(
+        tag: u8,
+        out: Outgoing,
+        len: usize,
+        consumed: u64,
+        restart: bool,
+    ) -> Descriptor {
+        let mut word = u64::from(tag)
+            | (out.kind as u64) << KIND_SHIFT
+            | (len as u64) << LEN_SHIFT
+            | (consumed & CREDIT_MASK) << CREDIT_SHIFT
+            | u64::from(out.target) << TARGET_SHIFT;
+        if out.wanted {
+            word |= WANTED;
+        }
+        if restart {
+            word |= RESTART;
+        }
+        if len > crate::PAYLOAD_BYTES {
+            word |= MULTI;
+        }
+        Descriptor(word)
+    }
+
+    /// A jump carries its slot where other headers carry credit.
+    pub(crate) fn jump(tag: u8, slot: usize) -> Descriptor {
+        Descriptor(
+            u64::from(tag)
+                | (Kind::Jump as u64) << KIND_SHIFT
+                | (slot as u64 & CREDIT_MASK) << CREDIT_SHIFT,
+        )
+    }
+
+    #[inline(always)]
+    pub(crate) fn tag(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The tag with kind and flags: equals the tag alone for an ordinary message.
+    #[inline(always)]
+    pub(crate) fn low(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The kind, or `None` for a kind or a flag that nobody defined.
+    pub(crate) fn kind(self) -> Option<Kind> {
+        match (self.0 & KIND_AND_FLAGS & !(RESTART | MULTI)) >> KIND_SHIFT {
+            0 => Some(Kind::Message),
+            1 => Some(Kind::Reply),
+            2 => Some(Kind::NoHandler),
+            3 => Some(Kind::NoReply),
+            4 => Some(Kind::Jump),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn kind_bits(self) -> u8 {
+        (self.0 >> KIND_SHIFT) as u8
+    }
+
+    #[inline(always)]
+    pub(crate) fn multi(self) -> bool {
+        self.0 & MULTI != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn restart(self) -> bool {
+        self.0 & RESTART != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn len(self) -> usize {
+        (self.0 >> LEN_SHIFT & LEN_MASK) as usize
+    }
+
+    #[inline(always)]
+    pub(crate) fn credit(self) -> u64 {
+        self.0 >> CREDIT_SHIFT & CREDIT_MASK
+    }
+
+    #[inline(always)]
+    pub(crate) fn wanted(self) -> bool {
+        self.0 & WANTED != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn target(self) -> u16 {
+        (self.0 >> TARGET_SHIFT) as u16
+    }
+}
+
+/// How many slots a message of this length takes.
+#[inline(always)]
+pub(crate) fn slots_of(len: usize) -> usize {
+    if len <= crate::PAYLOAD_BYTES {
+        1
+    } else {
+        len.div_ceil(crate::PAYLOAD_BYTES)
+    }
+}
+
+/// The tag of the lap after the one with this tag: 1 to 255, never 0.
+#[inline(always)]
+pub(crate) fn next_tag(tag: u8) -> u8 {
+    if tag == u8::MAX { 1 } else { tag + 1 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_MESSAGE, consumed: u64, wanted: bool, restart: bool) {
+            let out = Outgoing { kind: Kind::Message, wanted, target };
+            let d = Descriptor::new(tag, out, len, consumed, restart);
+            prop_assert_eq!(d.tag(), tag);
+            prop_assert_eq!(d.target(), target);
+            prop_assert_eq!(d.len(), len);
+            prop_assert_eq!(d.credit(), consumed & CREDIT_MASK);
+            prop_assert_eq!(d.wanted(), wanted);
+            prop_assert_eq!(d.restart(), restart);
+            prop_assert_eq!(d.kind(), Some(Kind::Message));
+            prop_assert_eq!(d.multi(), len > crate::PAYLOAD_BYTES);
+            prop_assert_eq!(d.low() == u16::from(tag), !restart && !d.multi());
+        }
+    }
+
+    #[test]
+    fn an_unknown_kind_or_flag_is_refused() {
+        for bits in 5u64..8 {
+            assert_eq!(Descriptor(1 | bits << KIND_SHIFT).kind(), None);
+        }
+        for flag in [Descriptor::COPIED, Descriptor::CONSUMED, 1 << 15] {
+            assert_eq!(Descriptor(1 | flag).kind(), None);
+        }
+    }
+
+    #[test]
+    fn tags_skip_zero() {
+        assert_eq!(next_tag(1), 2);
+        assert_eq!(next_tag(255), 1);
+    }
+
+    #[test]
+    fn slots_step_at_multiples_of_56() {
+        for (len, slots) in [(0, 1), (1, 1), (56, 1), (57, 2), (112, 2), (113, 3), (1064, 19)] {
+            assert_eq!(slots_of(len), slots, "{len} bytes");
+        }
+    }
+}

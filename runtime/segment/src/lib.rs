@@ -1,0 +1,77 @@
+//! Memory that two processes touch at once: the rings of a Tightbeam channel.
+//!
+//! ```text
+//!        my segment (I write, the peer maps it read-only)          the peer's segment
+//!   +----------------------------------------------+      +---------------------------------+
+//!   | identity | credit cursor | state | send ring --------> read by the peer's Port         |
+//!   |          |               |       |           |      |                                 |
+//!   |  my Port <-------------------------------------------- send ring | cursor | identity   |
+//!   +----------------------------------------------+      +---------------------------------+
+//! ```
+//!
+//! A channel is two segments, one for each side. **Every word has one writer, the owner of the segment it lies in** (I3);
+//! the other side maps it read-only, so the page tables enforce it. Descends from U-Net's communication segments
+//! (von Eicken et al., 1995); the in-slot header that the receiver polls is what UCX's and FastForward's queues do.
+//!
+//! # What a peer can do
+//!
+//! Lie in its own words, at any time. Each of them is read once, checked, then used (I4); what fails a check is a
+//! [`PeerFault`] that closes that channel and no other. Indices that we rely on live in private memory.
+//!
+//! # What this crate never does
+//!
+//! It makes no system call, allocates nothing after a [`Port`] exists, waits for nobody, and forms no reference to memory
+//! that a peer can write except to atomics (I2). It knows no handlers: that is `tightbeam-endpoint`.
+//!
+//! # Example
+//!
+//! ```
+//! use tightbeam_segment::{testing, Arrival, Layout, Outgoing};
+//!
+//! let (mut left, mut right) = testing::pair(Layout::new(16)?);
+//! left.try_send(Outgoing::message(7), b"hello")?;
+//! match right.arrival() {
+//!     Arrival::Message { handler } => {
+//!         assert_eq!(handler, 7);
+//!         let (incoming, _port) = right.incoming();
+//!         assert_eq!(incoming.bytes(), b"hello");
+//!         right.consume();
+//!     }
+//!     other => panic!("{other:?}"),
+//! }
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![no_std]
+#![deny(missing_docs)]
+
+extern crate alloc;
+#[cfg(any(test, loom))]
+extern crate std;
+
+mod arrival;
+mod counters;
+mod descriptor;
+mod fault;
+mod identity;
+mod layout;
+mod lines;
+mod port;
+mod receive;
+mod scratch;
+mod send;
+pub mod sync;
+pub mod testing;
+
+pub use arrival::{Answer, Arrival};
+pub use counters::{Counter, Counters};
+pub use descriptor::{Kind, Outgoing};
+pub use fault::PeerFault;
+pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
+pub use layout::{
+    LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MAX_SLOTS, MIN_DEPTH,
+    PAYLOAD_BYTES, SLOT_BYTES, VERSION,
+};
+pub use lines::{Backing, LineCount, OwnLines, PeerLines};
+pub use port::{Ended, Port};
+pub use receive::Incoming;
+pub use send::TrySendError;

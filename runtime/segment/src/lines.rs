@@ -1,0 +1,179 @@
+//! Shared memory as an array of 64-byte lines of eight atomic words.
+//!
+//! [`OwnLines`] can be stored to, [`PeerLines`] only loaded from; neither gives out a reference to anything but atomics
+//! (I2). All access is by whole aligned words (D3), which is sound whatever the other side does and avoids the
+//! store-forwarding stalls of overlapping vector copies.
+
+use crate::sync::{AtomicU64, Ordering, fence};
+use alloc::boxed::Box;
+use core::ptr::NonNull;
+
+/// Words in a line.
+pub(crate) const LINE_WORDS: usize = 8;
+
+/// One cache line of shared memory.
+#[repr(C, align(64))]
+pub(crate) struct Line([AtomicU64; LINE_WORDS]);
+
+#[cfg(not(loom))]
+const _: () = assert!(size_of::<Line>() == 64 && align_of::<Line>() == 64);
+
+impl Line {
+    pub(crate) fn zeroed() -> Self {
+        Line(core::array::from_fn(|_| AtomicU64::new(0)))
+    }
+}
+
+/// A number of 64-byte lines.
+pub type LineCount = usize;
+
+/// A mapping, or any other memory, that lines can live in.
+///
+/// # Safety
+///
+/// The implementer promises, for as long as the value lives and even when it is moved:
+/// 1. `base()` is the same address at each call, aligned to 64 bytes;
+/// 2. `lines() * 64` bytes from it are mapped and readable, and also writable if the value is given to [`OwnLines::new`];
+/// 3. touching them raises no fault: the memory has been populated, and no other process can shrink it or punch holes;
+/// 4. nobody in this process reads or writes them but through atomics of 8 bytes.
+pub unsafe trait Backing {
+    /// Address of the first line.
+    fn base(&self) -> NonNull<u8>;
+    /// How many whole lines the memory holds.
+    fn lines(&self) -> LineCount;
+}
+
+struct RawLines {
+    base: NonNull<Line>,
+    count: LineCount,
+    /// Keeps the memory mapped; never looked at again.
+    _backing: Box<dyn Backing>,
+}
+
+impl RawLines {
+    fn new(backing: Box<dyn Backing>) -> Self {
+        RawLines {
+            base: backing.base().cast(),
+            count: backing.lines(),
+            _backing: backing,
+        }
+    }
+
+    #[inline(always)]
+    fn line(&self, index: usize) -> &Line {
+        assert!(index < self.count, "line {index} of {}", self.count);
+        // SAFETY:
+        // bounds: index < count, asserted above, and Backing's promise 2 makes count lines readable.
+        let line = unsafe { self.base.add(index) };
+        // SAFETY:
+        // alignment: base is aligned to 64 by Backing's promise 1, and a line is 64 bytes.
+        // initialised: any bit pattern is a valid AtomicU64.
+        // aliasing: a Line is atomics only, so writers in this or another process are no data race; promise 4 excludes others.
+        // lifetime: the reference borrows self, which owns the backing.
+        unsafe { line.as_ref() }
+    }
+}
+
+/// The lines of my segment: I am their only writer.
+pub struct OwnLines(RawLines);
+
+impl OwnLines {
+    /// Takes memory that this process may write.
+    pub fn new(backing: impl Backing + 'static) -> Self {
+        OwnLines(RawLines::new(Box::new(backing)))
+    }
+
+    /// How many lines there are.
+    pub fn count(&self) -> LineCount {
+        self.0.count
+    }
+
+    #[inline(always)]
+    pub(crate) fn line(&self, index: usize) -> OwnLine<'_> {
+        OwnLine(self.0.line(index))
+    }
+}
+
+/// A line that I may write.
+#[derive(Clone, Copy)]
+pub(crate) struct OwnLine<'a>(&'a Line);
+
+impl<'a> OwnLine<'a> {
+    /// Writes a word; it becomes visible with the next [`publish`](Self::publish).
+    #[inline(always)]
+    pub(crate) fn store(self, word: usize, value: u64) {
+        // Relaxed: published by the Release store of a header, a cursor or a state word.
+        self.0.0[word].store(value, Ordering::Relaxed);
+    }
+
+    /// Writes a word after everything that was written before it.
+    #[inline(always)]
+    pub(crate) fn publish(self, word: usize, value: u64) {
+        // Release: pairs with the fence(Acquire) in `PeerLine::load_acquire` and `PeerLine::acquire`.
+        self.0.0[word].store(value, Ordering::Release);
+    }
+
+    /// Reads back what I wrote.
+    #[inline(always)]
+    pub(crate) fn load(self, word: usize) -> u64 {
+        self.0.0[word].load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn word(self, word: usize) -> &'a AtomicU64 {
+        &self.0.0[word]
+    }
+}
+
+/// The lines of the peer's segment: it may change them at any moment, I can only read.
+pub struct PeerLines(RawLines);
+
+impl PeerLines {
+    /// Takes memory that the peer writes and this process has mapped, read-only if the peer is another process.
+    pub fn new(backing: impl Backing + 'static) -> Self {
+        PeerLines(RawLines::new(Box::new(backing)))
+    }
+
+    /// How many lines there are.
+    pub fn count(&self) -> LineCount {
+        self.0.count
+    }
+
+    #[inline(always)]
+    pub(crate) fn line(&self, index: usize) -> PeerLine<'_> {
+        PeerLine(self.0.line(index))
+    }
+}
+
+/// A line that the peer may change at any moment.
+#[derive(Clone, Copy)]
+pub(crate) struct PeerLine<'a>(&'a Line);
+
+impl<'a> PeerLine<'a> {
+    /// One load; the value is an allegation (I4).
+    ///
+    /// Relaxed, because only relaxed loads are defined on memory that is mapped read-only; [`acquire`](Self::acquire)
+    /// follows once the value says that there is something to read.
+    #[inline(always)]
+    pub(crate) fn load(self, word: usize) -> u64 {
+        self.0.0[word].load(Ordering::Relaxed)
+    }
+
+    /// Makes what the peer wrote before the word just loaded visible.
+    #[inline(always)]
+    pub(crate) fn acquire() {
+        // Acquire: pairs with the Release store in `OwnLine::publish`.
+        fence(Ordering::Acquire);
+    }
+
+    /// One load, and everything that the peer wrote before it.
+    #[inline(always)]
+    pub(crate) fn load_acquire(self, word: usize) -> u64 {
+        let value = self.load(word);
+        Self::acquire();
+        value
+    }
+
+    pub(crate) fn word(self, word: usize) -> &'a AtomicU64 {
+        &self.0.0[word]
+    }
+}

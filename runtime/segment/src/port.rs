@@ -1,0 +1,247 @@
+//! One side's rings of a channel, and the private truth about them.
+//!
+//! A `Port` owns its [`Formatted`] segment and the peer's [`Attached`] one. The sending half is in `send.rs`, the receiving
+//! half in `receive.rs`; both keep their indices in private memory and treat every word of the peer as an allegation.
+//!
+//! Shared references suffice to send (so that a handler can reply while its message is borrowed), an exclusive one is
+//! needed to receive. A port belongs to one thread (`!Sync`).
+
+use crate::descriptor::{Descriptor, Outgoing};
+use crate::identity::{Attached, Formatted};
+use crate::layout::{
+    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, Layout, MAX_CALLS, STATE_ASLEEP, STATE_CLOSED,
+    STATE_LINE, STATE_WAKE,
+};
+use crate::lines::{OwnLines, PeerLines};
+use crate::receive::Receiver;
+use crate::scratch::Scratch;
+use crate::send::Sender;
+use crate::sync::AtomicU64;
+use crate::{Counter, Counters, PeerFault};
+use core::cell::Cell;
+
+/// Value of the closed word once its owner has closed the channel.
+const CLOSED: u64 = 1;
+
+/// How the peer's side of a channel stands, by its own words.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// The peer has not closed the channel.
+    No,
+    /// The peer has closed it; what it published before can still be received.
+    Closed,
+}
+
+/// One side of a channel.
+pub struct Port {
+    pub(crate) own: OwnLines,
+    pub(crate) peer: PeerLines,
+    pub(crate) layout: Layout,
+    pub(crate) peer_layout: Layout,
+    pub(crate) tx: Sender,
+    pub(crate) rx: Receiver,
+    /// Private copy of the last header received, with `COPIED` and `CONSUMED` set as they come true.
+    pub(crate) header: Cell<Descriptor>,
+    pub(crate) scratch: Scratch,
+    /// Numbers of our calls that await their answer.
+    pub(crate) calls: [Cell<Option<u16>>; MAX_CALLS],
+    pub(crate) fault: Cell<Option<PeerFault>>,
+    pub(crate) counters: Counters,
+}
+
+impl Port {
+    /// Joins my segment and the peer's.
+    pub fn new(own: Formatted, peer: Attached) -> Port {
+        Port::starting_at(own, peer, 0, 1)
+    }
+
+    /// As [`new`](Self::new), but with all counts at `start` and the first lap's tag at `tag`: for tests of the wrap.
+    pub(crate) fn starting_at(own: Formatted, peer: Attached, start: u64, tag: u8) -> Port {
+        let port = Port {
+            tx: Sender::new(own.layout, start, tag),
+            rx: Receiver::new(peer.layout, start, tag),
+            own: own.lines,
+            peer: peer.lines,
+            layout: own.layout,
+            peer_layout: peer.layout,
+            header: Cell::new(Descriptor(Descriptor::CONSUMED)),
+            scratch: Scratch::new(),
+            calls: Default::default(),
+            fault: Cell::new(None),
+            counters: Counters::default(),
+        };
+        port.publish_cursor();
+        port
+    }
+
+    /// The shape of my segment.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+
+    /// The shape of the peer's segment.
+    pub fn peer_layout(&self) -> Layout {
+        self.peer_layout
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        self.counters.set(Counter::Sent, self.tx.messages());
+        self.counters.set(Counter::Received, self.rx.messages());
+        &self.counters
+    }
+
+    /// The peer's mistake that ended this port, if any.
+    pub fn fault(&self) -> Option<PeerFault> {
+        self.fault.get()
+    }
+
+    /// Records a mistake of the peer: nothing is sent or received any more. The first one stays.
+    #[cold]
+    pub fn fail(&self, fault: PeerFault) -> PeerFault {
+        let first = self.fault.get().unwrap_or(fault);
+        self.fault.set(Some(first));
+        self.tx.stop();
+        self.rx.stop();
+        first
+    }
+
+    /// Tells the peer that nothing more comes. What was sent before can still be received by it.
+    pub fn close(&self) {
+        self.publish_cursor();
+        self.tx.stop();
+        // Release: pairs with the acquire in `peer_ended`; all that was sent is visible to who sees this.
+        self.own.line(STATE_LINE).publish(STATE_CLOSED, CLOSED);
+    }
+
+    /// Whether the peer has closed the channel. Ask *before* the look that finds the ring empty: then nothing is missed.
+    pub fn peer_ended(&self) -> Ended {
+        match self.peer.line(STATE_LINE).load_acquire(STATE_CLOSED) {
+            0 => Ended::No,
+            _ => Ended::Closed,
+        }
+    }
+
+    /// Publishes in my segment that I am about to sleep, or that I am awake again.
+    ///
+    /// After arming, the caller must make the store visible to the peer's CPU (`membarrier`), look at the ring once more,
+    /// and only then sleep, on [`peer_wake_word`](Self::peer_wake_word).
+    pub fn set_asleep(&self, asleep: bool) {
+        // Release: pairs with nothing by itself; `membarrier` in the sleeper orders it against the sender's look.
+        self.own.line(STATE_LINE).publish(STATE_ASLEEP, u64::from(asleep));
+    }
+
+    /// Whether the peer says that it sleeps. One load of a line that rarely changes; costs nothing while the peer is awake.
+    #[inline(always)]
+    pub fn peer_asleep(&self) -> bool {
+        self.peer.line(STATE_LINE).load(STATE_ASLEEP) != 0
+    }
+
+    /// Changes the word that a sleeping peer waits on; the caller then makes the wake-up call on it.
+    pub fn bump_wake_word(&self) -> &AtomicU64 {
+        self.counters.add(Counter::Wakes);
+        let line = self.own.line(STATE_LINE);
+        line.publish(STATE_WAKE, line.load(STATE_WAKE).wrapping_add(1));
+        line.word(STATE_WAKE)
+    }
+
+    /// The word in the peer's segment that changes when the peer wakes us. Its value is only compared, never used.
+    pub fn peer_wake_word(&self) -> &AtomicU64 {
+        self.peer.line(STATE_LINE).word(STATE_WAKE)
+    }
+
+    /// The number that the next message sent will have if it is a call.
+    #[inline(always)]
+    pub fn next_call(&self) -> u16 {
+        self.tx.messages() as u16
+    }
+
+    /// How many of our calls await their answer.
+    pub fn open_calls(&self) -> usize {
+        self.calls.iter().filter(|c| c.get().is_some()).count()
+    }
+
+    /// Tells the peer how much of its ring has been consumed.
+    #[inline(always)]
+    pub(crate) fn publish_cursor(&self) {
+        let line = self.own.line(CURSOR_LINE);
+        line.store(CURSOR_SENT, self.tx.messages());
+        // Release: pairs with the acquire in `take_credit_from_cursor`; whoever sees the count also sees CURSOR_SENT.
+        line.publish(CURSOR_CONSUMED, self.rx.publish());
+    }
+
+    /// What an outgoing header says of credit. A message that is being handled counts as consumed, so its payload is
+    /// copied out first if that has not happened: the peer may overwrite it as soon as it sees the credit.
+    #[inline(always)]
+    pub(crate) fn credit(&self) -> u64 {
+        let header = self.header.get();
+        if header.0 & Descriptor::CONSUMED != 0 {
+            return self.rx.consumed();
+        }
+        self.copy_out(header);
+        self.rx.consumed().wrapping_add(header.slots() as u64)
+    }
+
+    /// Answers the call that is being handled. Nothing is sent if no reply is wanted.
+    ///
+    /// There is room, because a peer has at most [`MAX_CALLS`] unanswered calls and the ring keeps as much in reserve; a
+    /// peer with more is at fault.
+    #[inline(always)]
+    pub fn try_reply(&self, payload: &[u8]) -> Result<(), crate::TrySendError> {
+        self.answer(crate::Kind::Reply, payload)
+    }
+
+    /// Tells the caller of the message that is being handled that there is no reply, and why. Nothing is sent if none is wanted.
+    #[cold]
+    pub fn try_refuse(&self, why: crate::Answer) -> Result<(), crate::TrySendError> {
+        let kind = match why {
+            crate::Answer::Reply => crate::Kind::Reply,
+            crate::Answer::NoHandler => crate::Kind::NoHandler,
+            crate::Answer::NoReply => crate::Kind::NoReply,
+        };
+        self.answer(kind, &[])
+    }
+
+    #[inline(always)]
+    fn answer(&self, kind: crate::Kind, payload: &[u8]) -> Result<(), crate::TrySendError> {
+        let call = self.rx.messages() as u16;
+        match self.try_send(Outgoing::answer(kind, call), payload) {
+            Err(crate::TrySendError::Full) => {
+                Err(crate::TrySendError::Fault(self.fail(PeerFault::TooManyCalls)))
+            }
+            other => other,
+        }
+    }
+}
+
+// Endpoint-level types promise `!Sync`; the cells here see to it.
+#[cfg(test)]
+mod tests {
+    use crate::{Arrival, Counter, Ended, Layout, Outgoing, testing};
+
+    #[test]
+    fn closing_is_seen_after_what_was_sent() {
+        let (left, mut right) = testing::pair(Layout::new(16).unwrap());
+        assert_eq!(right.peer_ended(), Ended::No);
+        left.try_send(Outgoing::message(1), b"last words").unwrap();
+        left.close();
+        assert_eq!(right.peer_ended(), Ended::Closed);
+        assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+        assert_eq!(right.incoming().0.bytes(), b"last words");
+        right.consume();
+        assert_eq!(right.arrival(), Arrival::Empty);
+        assert!(left.try_send(Outgoing::message(1), b"").is_err());
+    }
+
+    #[test]
+    fn the_wake_word_changes_with_each_bump() {
+        let (left, right) = testing::pair(Layout::new(2).unwrap());
+        assert!(!left.peer_asleep());
+        right.set_asleep(true);
+        assert!(left.peer_asleep());
+        let before = right.peer_wake_word().load(crate::sync::Ordering::Relaxed);
+        left.bump_wake_word();
+        assert_ne!(right.peer_wake_word().load(crate::sync::Ordering::Relaxed), before);
+        assert_eq!(left.counters().get(Counter::Wakes), 1);
+    }
+}

@@ -1,0 +1,426 @@
+//! The sending half of a port: where the next message goes.
+//!
+//! ```text
+//!   slot:   0 ... HOT                                        starts
+//!          [m][m][m][m][m][m][m][R]   ring drained: start over at slot 0 (hot set)
+//!          [m][m][m][m][m][m][m][m][m][m][m][m] ... [R]      backlog: go on to the end
+//!          [m][m][J]·······[tail][m][m] ...          backlog that began after a restart: jump over the tail
+//! ```
+//!
+//! Messages fill consecutive slots. A *lap* ends with a message that says "the next one is in slot 0" (R): at the end of the
+//! ring, or earlier when everything before that message has been consumed. So a ring that keeps draining lives in its first
+//! few slots whatever its depth (D2), and a backlog may still use all of it: what then lies in the way is at most the
+//! unconsumed *tail* of the lap before, and a jump marker (J) leads over it.
+//!
+//! Why an old slot is never taken for a new one: the receiver looks at one slot, for one tag. The slots that the previous
+//! lap reached carry its tag or the one before; every other slot is cleared, before the message in front of it is published.
+//!
+//! The fast path compares one index with `until`, the slot up to which nothing needs to be decided.
+
+use crate::descriptor::{CREDIT_MASK, Descriptor, Kind, Outgoing, next_tag, slots_of};
+use crate::layout::{
+    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, LINE_PAYLOAD_WORDS, Layout, MAX_MESSAGE,
+    PAYLOAD_BYTES, RING_LINE,
+};
+use crate::port::Port;
+use crate::{Counter, PeerFault};
+use core::cell::Cell;
+
+/// Why nothing was sent. The payload is still the caller's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrySendError {
+    /// The ring is full until the peer consumes something: poll, then try again.
+    #[error("the send ring is full; poll, then try again")]
+    Full,
+    /// Longer than a channel carries.
+    #[error("a message of {len} bytes is too large; the most is {max}")]
+    TooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The longest length in bytes.
+        max: usize,
+    },
+    /// As many calls are unanswered as a channel allows: poll until a reply comes.
+    #[error("{} calls are unanswered already; poll until one is answered", crate::MAX_CALLS)]
+    TooManyCalls,
+    /// This side has closed the channel.
+    #[error("the channel is closed")]
+    Closed,
+    /// The peer broke the rules; the channel is over.
+    #[error("the peer is at fault: {0}")]
+    Fault(PeerFault),
+}
+
+/// Slots of a deep lap between two looks at whether the ring has drained; doubled while it has not.
+const FIRST_STRIDE: usize = 32;
+const NO_JUMP: u64 = u64::MAX;
+
+/// Where the slots of a lap lie: `base + n` is in slot `n`, or `n + skew` from the jump on.
+#[derive(Clone, Copy)]
+struct Lap {
+    /// Count of slots sent before this lap.
+    base: u64,
+    /// Slots of this lap up to and including its jump marker.
+    jump_after: u64,
+    skew: usize,
+    /// First slot behind the last message.
+    end: usize,
+}
+
+impl Lap {
+    fn starting(base: u64) -> Lap {
+        Lap {
+            base,
+            jump_after: NO_JUMP,
+            skew: 0,
+            end: 0,
+        }
+    }
+
+    fn slot(&self, count: u64) -> usize {
+        let offset = count.wrapping_sub(self.base);
+        offset as usize + if offset >= self.jump_after { self.skew } else { 0 }
+    }
+
+    /// One if this lap's jump marker is not known to be consumed.
+    fn marker_in_flight(&self, acked: u64) -> u64 {
+        let jumped = self.jump_after != NO_JUMP;
+        u64::from(jumped && !reached(acked, self.base.wrapping_add(self.jump_after)))
+    }
+}
+
+/// Whether a count that wraps has reached another.
+fn reached(count: u64, other: u64) -> bool {
+    count.wrapping_sub(other) as i64 >= 0
+}
+
+/// Private state of the sending half.
+pub(crate) struct Sender {
+    /// Slot of the next message.
+    index: Cell<usize>,
+    /// A message that ends at or before this slot needs no decision.
+    until: Cell<usize>,
+    tag: Cell<u8>,
+    /// Slots sent since the channel was opened, jump markers among them.
+    sent: Cell<u64>,
+    /// Slots known to be consumed: `acked <= sent`, may be stale.
+    acked: Cell<u64>,
+    messages: Cell<u64>,
+    lap: Cell<Lap>,
+    previous: Cell<Lap>,
+    /// Slots below this carry a tag that is not this lap's next.
+    clean_to: Cell<usize>,
+    stride: Cell<usize>,
+    /// Credit in messages up to this number is older than what the cursor said.
+    stale_until: Cell<u64>,
+    /// Number of the last message whose credit was taken.
+    credit_of: Cell<u64>,
+    last_cursor: Cell<u64>,
+    stopped: Cell<bool>,
+}
+
+impl Sender {
+    pub(crate) fn new(layout: Layout, start: u64, tag: u8) -> Sender {
+        Sender {
+            index: Cell::new(0),
+            until: Cell::new(0),
+            tag: Cell::new(tag),
+            sent: Cell::new(start),
+            acked: Cell::new(start),
+            messages: Cell::new(start),
+            lap: Cell::new(Lap::starting(start)),
+            previous: Cell::new(Lap::starting(start)),
+            clean_to: Cell::new(layout.slots()),
+            stride: Cell::new(FIRST_STRIDE),
+            stale_until: Cell::new(start),
+            credit_of: Cell::new(start),
+            last_cursor: Cell::new(start),
+            stopped: Cell::new(false),
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn messages(&self) -> u64 {
+        self.messages.get()
+    }
+
+    /// From now on each attempt to send is refused.
+    pub(crate) fn stop(&self) {
+        self.stopped.set(true);
+        self.until.set(0);
+    }
+
+    fn in_flight(&self) -> u64 {
+        self.sent.get().wrapping_sub(self.acked.get())
+    }
+
+    /// Slots in flight that hold messages.
+    fn messages_in_flight(&self) -> usize {
+        let acked = self.acked.get();
+        let markers =
+            self.lap.get().marker_in_flight(acked) + self.previous.get().marker_in_flight(acked);
+        (self.in_flight() - markers) as usize
+    }
+
+    fn admits(&self, layout: Layout, slots: usize, kind: Kind) -> bool {
+        let held = self.messages_in_flight();
+        match kind {
+            Kind::Message => held + slots <= layout.depth() || held == 0,
+            _ => held + slots <= layout.admitted_reply(),
+        }
+    }
+
+    /// The slot before which the next message must end, as far as is known.
+    fn limit(&self, layout: Layout) -> usize {
+        let (acked, lap, previous) = (self.acked.get(), self.lap.get(), self.previous.get());
+        if lap.jump_after != NO_JUMP || reached(acked, lap.base) {
+            layout.slots()
+        } else if reached(acked, previous.base) {
+            // Leave a slot for the marker as long as a jump over the tail may be needed.
+            let tail = previous.slot(acked);
+            if previous.end < layout.starts() { tail.saturating_sub(1) } else { tail }
+        } else {
+            0
+        }
+    }
+}
+
+impl Port {
+    /// Sends a message if there is room, without waiting and without a system call.
+    ///
+    /// The payload, at most [`MAX_MESSAGE`] bytes, is copied into my segment; the peer sees it whole or not at all.
+    #[inline(always)]
+    pub fn try_send(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
+        let slots = slots_of(payload.len());
+        let mut restart = false;
+        if out.wanted || self.tx.index.get() + slots > self.tx.until.get() {
+            restart = self.make_room(out, payload.len(), slots)?;
+        }
+        let index = self.tx.index.get();
+        if slots > 1 {
+            self.store_rest(index, payload);
+        }
+        let line = self.own.line(RING_LINE + index);
+        let first = &payload[..payload.len().min(PAYLOAD_BYTES)];
+        store_payload(first, |word, value| line.store(1 + word, value));
+        let header =
+            Descriptor::new(self.tx.tag.get(), out, payload.len(), self.credit(), restart);
+        // Release: pairs with the acquire in `Port::arrival`; the payload is visible to who sees this header.
+        line.publish(0, header.0);
+        self.tx.index.set(index + slots);
+        self.tx.sent.set(self.tx.sent.get().wrapping_add(slots as u64));
+        self.tx.messages.set(self.tx.messages.get().wrapping_add(1));
+        if restart {
+            self.start_lap();
+        }
+        Ok(())
+    }
+
+    /// The slots behind the first of a long message: their header words are 0, which is no message.
+    #[inline(never)]
+    fn store_rest(&self, index: usize, payload: &[u8]) {
+        for (n, part) in payload.chunks(PAYLOAD_BYTES).enumerate().skip(1) {
+            let line = self.own.line(RING_LINE + index + n);
+            line.store(0, 0);
+            store_payload(part, |word, value| line.store(1 + word, value));
+        }
+    }
+
+    /// The slow path: takes credit, finds room, decides whether this message ends the lap, and how far the fast path goes.
+    #[cold]
+    #[inline(never)]
+    fn make_room(&self, out: Outgoing, len: usize, slots: usize) -> Result<bool, TrySendError> {
+        if len > MAX_MESSAGE {
+            return Err(TrySendError::TooLarge {
+                len,
+                max: MAX_MESSAGE,
+            });
+        }
+        let tx = &self.tx;
+        if tx.stopped.get() {
+            return Err(match self.fault.get() {
+                Some(fault) => TrySendError::Fault(fault),
+                None => TrySendError::Closed,
+            });
+        }
+        let call = match out.wanted {
+            true => Some(self.free_call().ok_or(TrySendError::TooManyCalls)?),
+            false => None,
+        };
+        let news = self.take_credit_from_header()?;
+        if !self.fits(slots, out.kind) {
+            self.take_credit_from_cursor()?;
+            if !self.fits(slots, out.kind) {
+                self.counters.add(Counter::Full);
+                return Err(TrySendError::Full);
+            }
+        }
+        if let Some(call) = call {
+            call.set(Some(self.next_call()));
+        }
+        let (index, end) = (tx.index.get(), tx.index.get() + slots);
+        if end >= self.layout.starts() {
+            return Ok(true);
+        }
+        // Slot 0 must stay free for a jump marker, so the first message of a lap cannot be its last.
+        if end >= HOT_SLOTS && index > 0 {
+            if tx.in_flight() > 0 && !news {
+                self.take_credit_from_cursor()?;
+            }
+            if tx.in_flight() == 0 {
+                self.counters.add(Counter::Restarts);
+                return Ok(true);
+            }
+        }
+        self.extend(end, slots);
+        Ok(false)
+    }
+
+    /// Whether the message may be sent and has a place; jumps over the tail of the lap before if that gives it one.
+    fn fits(&self, slots: usize, kind: Kind) -> bool {
+        let tx = &self.tx;
+        if !tx.admits(self.layout, slots, kind) {
+            return false;
+        }
+        tx.index.get() + slots <= tx.limit(self.layout)
+            || (self.jump() && tx.index.get() + slots <= tx.limit(self.layout))
+    }
+
+    /// Writes a jump marker, if the tail of the lap before is in the way and there is room behind it.
+    fn jump(&self) -> bool {
+        let tx = &self.tx;
+        let (acked, mut lap, previous) = (tx.acked.get(), tx.lap.get(), tx.previous.get());
+        let in_the_way = !reached(acked, lap.base) && reached(acked, previous.base);
+        let index = tx.index.get();
+        if lap.jump_after != NO_JUMP
+            || !in_the_way
+            || previous.end >= self.layout.starts()
+            || index >= previous.slot(acked)
+        {
+            return false;
+        }
+        let target = previous.end;
+        self.own.line(RING_LINE + target).store(0, 0);
+        let marker = Descriptor::jump(tx.tag.get(), target);
+        // Release: pairs with the acquire in `Port::arrival`; the cleared target is visible to who sees the marker.
+        self.own.line(RING_LINE + index).publish(0, marker.0);
+        tx.sent.set(tx.sent.get().wrapping_add(1));
+        lap.jump_after = tx.sent.get().wrapping_sub(lap.base);
+        lap.skew = target - (index + 1);
+        tx.lap.set(lap);
+        tx.index.set(target);
+        tx.clean_to.set(tx.clean_to.get().max(target + 1));
+        true
+    }
+
+    /// Clears slots ahead and sets how far the fast path may go after a message that ends at `end`.
+    fn extend(&self, end: usize, slots: usize) {
+        let (tx, starts) = (&self.tx, self.layout.starts());
+        let stride = if end < HOT_SLOTS {
+            HOT_SLOTS - 1 - end
+        } else {
+            let stride = tx.stride.get();
+            tx.stride.set((stride * 2).min(starts / 2));
+            stride
+        };
+        if end >= tx.clean_to.get() {
+            let to = (end + FIRST_STRIDE).min(starts);
+            for slot in end..to {
+                self.own.line(RING_LINE + slot).store(0, 0);
+            }
+            tx.clean_to.set(to);
+        }
+        let held = tx.messages_in_flight() + slots;
+        let admitted = end + self.layout.depth().saturating_sub(held);
+        tx.until.set(
+            (end + stride)
+                .min(admitted)
+                .min(tx.limit(self.layout))
+                .min(starts - 1)
+                .min(tx.clean_to.get() - 1),
+        );
+    }
+
+    fn start_lap(&self) {
+        let tx = &self.tx;
+        let mut ended = tx.lap.get();
+        ended.end = tx.index.get();
+        tx.previous.set(ended);
+        tx.lap.set(Lap::starting(tx.sent.get()));
+        tx.clean_to.set(ended.end.min(self.layout.starts()));
+        tx.tag.set(next_tag(tx.tag.get()));
+        tx.stride.set(FIRST_STRIDE);
+        tx.index.set(0);
+        tx.until.set(0);
+    }
+
+    fn free_call(&self) -> Option<&Cell<Option<u16>>> {
+        self.calls.iter().find(|call| call.get().is_none())
+    }
+
+    /// Takes the credit that came with the last message; says whether there was a message that it was not taken from before.
+    fn take_credit_from_header(&self) -> Result<bool, TrySendError> {
+        let (tx, header, number) = (&self.tx, self.header.get(), self.messages_seen());
+        if number == tx.credit_of.get() {
+            return Ok(false);
+        }
+        tx.credit_of.set(number);
+        if reached(tx.stale_until.get(), number) {
+            return Ok(true);
+        }
+        let gained = header.credit().wrapping_sub(tx.acked.get()) & CREDIT_MASK;
+        if gained > tx.in_flight() {
+            let alleged = tx.acked.get().wrapping_add(gained);
+            return Err(TrySendError::Fault(self.fail(PeerFault::CreditAhead {
+                alleged,
+                sent: tx.sent.get(),
+            })));
+        }
+        tx.acked.set(tx.acked.get().wrapping_add(gained));
+        Ok(true)
+    }
+
+    /// Takes the credit in the peer's cursor line: a cache miss, so only when it is needed.
+    fn take_credit_from_cursor(&self) -> Result<(), TrySendError> {
+        let tx = &self.tx;
+        let line = self.peer.line(CURSOR_LINE);
+        let alleged = line.load_acquire(CURSOR_CONSUMED);
+        let sent_then = line.load(CURSOR_SENT);
+        let before = tx.last_cursor.get();
+        let fault = if !reached(alleged, before) {
+            Some(PeerFault::CreditBackwards { before, alleged })
+        } else if !reached(tx.sent.get(), alleged) {
+            let sent = tx.sent.get();
+            Some(PeerFault::CreditAhead { alleged, sent })
+        } else {
+            None
+        };
+        if let Some(fault) = fault {
+            return Err(TrySendError::Fault(self.fail(fault)));
+        }
+        tx.last_cursor.set(alleged);
+        if reached(alleged, tx.acked.get()) {
+            tx.acked.set(alleged);
+            // Headers sent before the cursor was published say less than it; `sent_then` is at least their number.
+            if reached(sent_then, tx.stale_until.get()) {
+                tx.stale_until.set(sent_then);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hands the bytes on as words, the last one filled up with zeros.
+#[inline(always)]
+fn store_payload(bytes: &[u8], mut store: impl FnMut(usize, u64)) {
+    let (words, rest) = bytes.as_chunks::<8>();
+    for (n, word) in words.iter().take(LINE_PAYLOAD_WORDS).enumerate() {
+        store(n, u64::from_ne_bytes(*word));
+    }
+    if !rest.is_empty() {
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        store(words.len(), u64::from_ne_bytes(last));
+    }
+}

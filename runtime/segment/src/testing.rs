@@ -1,0 +1,55 @@
+//! Both ends of a channel in one process, without an operating system: for tests, models and benches of the rings alone.
+
+use crate::lines::Line;
+use crate::{Backing, Identity, Incarnation, Layout, OwnLines, PeerLines, Port};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+/// Page size that both ends claim.
+const PAGE: u32 = 4096;
+
+/// Zeroed lines on the heap, shared by the two ends.
+#[derive(Clone)]
+struct HeapLines(Arc<[Line]>);
+
+// SAFETY:
+// 1. the slice lives in the Arc and is never moved; Line is aligned to 64 bytes;
+// 2. it has as many lines as it has elements, writable because they are atomics;
+// 3. heap memory does not fault;
+// 4. the elements are atomics, and nobody else has the Arc.
+unsafe impl Backing for HeapLines {
+    fn base(&self) -> NonNull<u8> {
+        NonNull::from(&self.0[0]).cast()
+    }
+
+    fn lines(&self) -> usize {
+        self.0.len()
+    }
+}
+
+/// Two ports joined back to back, as if freshly opened.
+pub fn pair(layout: Layout) -> (Port, Port) {
+    pair_at(layout, 0, 1)
+}
+
+/// Two ports whose counts stand at `start` and whose laps at `tag` (1 to 255), to meet every wrap at once.
+pub fn pair_at(layout: Layout, start: u64, tag: u8) -> (Port, Port) {
+    let segment = |seed| {
+        let lines: Vec<Line> = (0..layout.lines()).map(|_| Line::zeroed()).collect();
+        let identity = Identity::ours(layout, PAGE, Incarnation([seed, !seed]));
+        let memory = HeapLines(lines.into());
+        let own = layout.format(OwnLines::new(memory.clone()), &identity);
+        (own, PeerLines::new(memory), identity)
+    };
+    let (left_own, left_seen, left_identity) = segment(1);
+    let (right_own, right_seen, right_identity) = segment(2);
+    let attach = |lines, identity| match Layout::attach(lines, &identity, PAGE) {
+        Ok(attached) => attached,
+        Err(mismatch) => panic!("a segment of our own making: {mismatch}"),
+    };
+    (
+        Port::starting_at(left_own, attach(right_seen, right_identity), start, tag),
+        Port::starting_at(right_own, attach(left_seen, left_identity), start, tag),
+    )
+}

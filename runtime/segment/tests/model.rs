@@ -1,0 +1,292 @@
+//! Random operations on both ends of a channel, against two queues that cannot be wrong.
+//!
+//! Counts start near every wrap (64-bit counts, 20-bit credits, 16-bit call numbers) and laps near the tag's wrap, so that
+//! each is met within a few operations.
+
+#![cfg(not(loom))]
+
+use proptest::collection::vec;
+use proptest::prelude::*;
+use std::collections::VecDeque;
+use tightbeam_segment::{
+    Answer, Arrival, Counter, Layout, MAX_CALLS, MAX_MESSAGE, Outgoing, PAYLOAD_BYTES, Port,
+    TrySendError, testing,
+};
+
+#[derive(Debug, Clone)]
+enum Op {
+    /// The side sends messages of this length until it is refused, `count` at most.
+    Send { right: bool, len: usize, count: usize },
+    Call { right: bool, len: usize },
+    /// The side handles up to `count` messages, replying to each call.
+    Poll { right: bool, count: usize, reply: Option<usize> },
+    /// One ping-pong: what keeps the ring drained.
+    RoundTrip { right: bool, len: usize },
+}
+
+fn len() -> impl Strategy<Value = usize> {
+    prop_oneof![
+        4 => 0usize..=PAYLOAD_BYTES,
+        2 => PAYLOAD_BYTES..=4 * PAYLOAD_BYTES,
+        1 => 0usize..=MAX_MESSAGE,
+        1 => Just(MAX_MESSAGE),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        4 => (any::<bool>(), len(), 1usize..100).prop_map(|(right, len, count)| Op::Send { right, len, count }),
+        2 => (any::<bool>(), len()).prop_map(|(right, len)| Op::Call { right, len }),
+        4 => (any::<bool>(), 0usize..100, proptest::option::of(len()))
+            .prop_map(|(right, count, reply)| Op::Poll { right, count, reply }),
+        4 => (any::<bool>(), len()).prop_map(|(right, len)| Op::RoundTrip { right, len }),
+    ]
+}
+
+#[derive(Debug, PartialEq)]
+struct Expected {
+    what: What,
+    bytes: Vec<u8>,
+}
+
+#[derive(Debug, PartialEq)]
+enum What {
+    Message { handler: u16 },
+    Reply { call: u16, answer: Answer },
+}
+
+/// One side and what the other side must receive from it.
+struct Side {
+    port: Port,
+    sent: VecDeque<Expected>,
+    /// Slots of its messages that have not been consumed, replies among them.
+    held: usize,
+    count: u64,
+}
+
+struct World {
+    sides: [Side; 2],
+    layout: Layout,
+}
+
+fn slots(len: usize) -> usize {
+    len.div_ceil(PAYLOAD_BYTES).max(1)
+}
+
+impl World {
+    fn new(depth: usize, start: u64, tag: u8) -> World {
+        let layout = Layout::new(depth).unwrap();
+        let (left, right) = testing::pair_at(layout, start, tag);
+        let side = |port| Side { port, sent: VecDeque::new(), held: 0, count: start };
+        World { sides: [side(left), side(right)], layout }
+    }
+
+    fn payload(&self, from: usize, len: usize) -> Vec<u8> {
+        let seed = self.sides[from].count as u8;
+        (0..len).map(|i| seed.wrapping_mul(31).wrapping_add(i as u8) | 1).collect()
+    }
+
+    fn send(&mut self, from: usize, wanted: bool, len: usize) -> bool {
+        let bytes = self.payload(from, len);
+        let side = &mut self.sides[from];
+        let handler = side.count as u16 ^ 0x5aa5;
+        let call = side.port.next_call();
+        let out = if wanted { Outgoing::call(handler) } else { Outgoing::message(handler) };
+        let open = side.port.open_calls();
+        match side.port.try_send(out, &bytes) {
+            Ok(()) => {
+                assert_eq!(call, side.count as u16);
+                side.sent.push_back(Expected { what: What::Message { handler }, bytes });
+                side.held += slots(len);
+                side.count = side.count.wrapping_add(1);
+                true
+            }
+            Err(TrySendError::Full) => {
+                // May be stale by what the peer has consumed since it published last, a quarter of the ring at most.
+                let depth = self.layout.depth();
+                let stale = (depth / 4).max(1);
+                assert!(side.held + stale + slots(len) > depth, "refused with {} held", side.held);
+                false
+            }
+            Err(TrySendError::TooManyCalls) => {
+                assert!(wanted && open == MAX_CALLS);
+                false
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    fn poll(&mut self, to: usize, budget: usize, reply: Option<usize>) {
+        let from = 1 - to;
+        for _ in 0..budget {
+            let arrival = self.sides[to].port.arrival();
+            if arrival == Arrival::Empty {
+                assert!(self.sides[from].sent.is_empty(), "a message was not seen");
+                break;
+            }
+            self.handle(to, from, arrival, reply);
+        }
+        self.sides[to].port.finish_drain();
+    }
+
+    fn handle(&mut self, to: usize, from: usize, arrival: Arrival, reply: Option<usize>) {
+        let expected = self.sides[from].sent.pop_front().expect("a message that nobody sent");
+        let answer_bytes = self.payload(to, reply.unwrap_or(0));
+        // Half of the replies go out before the payload was read: it must still be the one that was sent.
+        let reply_first = self.sides[from].count % 2 == 0;
+        let side = &mut self.sides[to];
+        let what = match arrival {
+            Arrival::Message { handler } => What::Message { handler },
+            Arrival::Reply { call, answer } => What::Reply { call, answer },
+            other => panic!("{other:?}"),
+        };
+        let (incoming, port) = side.port.incoming();
+        let wants = incoming.wants_reply() && matches!(what, What::Message { .. });
+        assert_eq!(incoming.len(), expected.bytes.len());
+        let mut answered = None;
+        if wants && reply_first {
+            answered = Some(answer(port, reply, &answer_bytes));
+        }
+        assert_eq!(incoming.bytes(), expected.bytes);
+        assert_eq!(what, expected.what);
+        if wants && answered.is_none() {
+            answered = Some(answer(port, reply, &answer_bytes));
+        }
+        side.port.consume();
+        self.sides[from].held -= slots(expected.bytes.len());
+        if let Some(answer) = answered {
+            let side = &mut self.sides[to];
+            side.count = side.count.wrapping_add(1);
+            let bytes = if answer == Answer::Reply { answer_bytes } else { Vec::new() };
+            side.held += slots(bytes.len());
+            let call = self.sides[from].count_of(&expected);
+            self.sides[to].sent.push_back(Expected { what: What::Reply { call, answer }, bytes });
+        }
+    }
+}
+
+impl Side {
+    /// The number of a message is hidden in its handler index.
+    fn count_of(&self, expected: &Expected) -> u16 {
+        match expected.what {
+            What::Message { handler } => handler ^ 0x5aa5,
+            What::Reply { .. } => unreachable!("replies want no reply"),
+        }
+    }
+}
+
+fn answer(port: &Port, reply: Option<usize>, bytes: &[u8]) -> Answer {
+    let answer = if reply.is_some() { Answer::Reply } else { Answer::NoReply };
+    let sent = match answer {
+        Answer::Reply => port.try_reply(bytes),
+        other => port.try_refuse(other),
+    };
+    assert_eq!(sent, Ok(()), "a reply always has room");
+    answer
+}
+
+fn run(depth: usize, start: u64, tag: u8, ops: &[Op]) {
+    let mut world = World::new(depth, start, tag);
+    for op in ops {
+        match *op {
+            Op::Send { right, len, count } => {
+                for _ in 0..count {
+                    if !world.send(right.into(), false, len) {
+                        break;
+                    }
+                }
+            }
+            Op::Call { right, len } => {
+                world.send(right.into(), true, len);
+            }
+            Op::Poll { right, count, reply } => world.poll(right.into(), count, reply),
+            Op::RoundTrip { right, len } => {
+                world.send(right.into(), true, len);
+                world.poll(1 - usize::from(right), usize::MAX, Some(len));
+                world.poll(right.into(), usize::MAX, Some(len));
+            }
+        }
+    }
+    // Whatever happened: everything that was sent arrives.
+    for _ in 0..2 {
+        world.poll(0, usize::MAX, None);
+        world.poll(1, usize::MAX, None);
+    }
+    for side in &world.sides {
+        assert!(side.sent.is_empty());
+        assert_eq!(side.port.fault(), None);
+        assert_eq!(side.port.open_calls(), 0);
+    }
+    let sent = |n: usize| world.sides[n].port.counters().get(Counter::Sent);
+    let received = |n: usize| world.sides[n].port.counters().get(Counter::Received);
+    assert_eq!((sent(0), sent(1)), (received(1), received(0)));
+}
+
+fn start() -> impl Strategy<Value = u64> {
+    prop_oneof![
+        Just(0),
+        (0u64..64).prop_map(|n| u64::MAX - n),
+        (0u64..64).prop_map(|n| (1 << 20) - n),
+        (0u64..64).prop_map(|n| (1 << 16) - n),
+        any::<u64>(),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn both_directions_keep_order_and_bytes(
+        depth in (1u32..9).prop_map(|n| 1usize << n),
+        start in start(),
+        tag in prop_oneof![Just(1u8), 250u8..=255],
+        ops in vec(op(), 1..120),
+    ) {
+        run(depth, start, tag, &ops);
+    }
+}
+
+/// Many laps: every tag comes round several times, with bursts of a different depth each time.
+#[test]
+fn old_slots_are_never_taken_for_new_ones() {
+    let mut ops = Vec::new();
+    for n in 0..3_000usize {
+        for _ in 0..n % 7 {
+            ops.push(Op::RoundTrip { right: n % 2 == 0, len: (n * 37) % 200 });
+        }
+        ops.push(Op::Send { right: n % 2 == 0, len: (n * 13) % 60, count: (n * 29) % 250 });
+        ops.push(Op::Poll { right: n % 2 != 0, count: (n * 53) % 300, reply: None });
+    }
+    run(256, u64::MAX - 1000, 1, &ops);
+}
+
+#[test]
+fn a_stopped_receiver_still_leaves_the_whole_depth() {
+    for depth in [2usize, 16, 64, 1024] {
+        for warm_up in 0..40 {
+            let mut world = World::new(depth, 0, 1);
+            for _ in 0..warm_up {
+                world.send(0, true, 8);
+                world.poll(1, usize::MAX, Some(8));
+                world.poll(0, usize::MAX, None);
+            }
+            let taken = (0..).take_while(|_| world.send(0, false, 8)).count();
+            // What the last round trip left uncounted is the reply's credit, which this side has seen.
+            assert_eq!(taken, depth, "after {warm_up} round trips");
+            world.poll(1, usize::MAX, None);
+        }
+    }
+}
+
+#[test]
+fn every_size_crosses_whole() {
+    let mut world = World::new(64, 0, 1);
+    for len in 0..=MAX_MESSAGE {
+        world.send(0, true, len);
+        world.poll(1, 1, Some(len));
+        world.poll(0, 1, None);
+    }
+    let error = world.sides[0].port.try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
+    let len = MAX_MESSAGE + 1;
+    assert_eq!(error, Err(TrySendError::TooLarge { len, max: MAX_MESSAGE }));
+}

@@ -1,0 +1,19 @@
+//! The system calls that Tightbeam makes: one safe function each, no policy.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`memory`] | memfd segments: create, populate, seal, map; check seals and size of a peer's |
+//! | [`control`] | Unix sockets that carry small messages and descriptors; who is on the other side |
+//! | [`wake`] | futex on a shared word, `membarrier` |
+//! | [`cpu`] | affinity |
+//!
+//! `rustix` makes the calls wherever it can; `libc` is named here only, for what `rustix` lacks. Nothing here decides
+//! anything, spins, or knows what a message is: that is `tightbeam-segment` and `tightbeam-endpoint`.
+#![deny(missing_docs)]
+
+pub mod control;
+pub mod cpu;
+pub mod memory;
+pub mod wake;
+
+pub use rustix::io::Errno;
