@@ -1,1 +1,2 @@
 //! x
+pub use tightbeam_endpoint::*;

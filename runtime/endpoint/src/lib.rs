@@ -1,1 +1,47 @@
-//! x
+//! The endpoint: where segments, control and handlers meet.
+//!
+//! Start with [`Endpoint`] and [`Handlers`]; the architecture is in the façade crate's documentation.
+//!
+//! ```text
+//!   send.rs  call.rs                       poll.rs
+//!      |        |                             ^ handler.rs: Message, Reply
+//!   +--v--------v-----------------------------+--+
+//!   | channel.rs: a segment::Port for each peer  |   control/: opening, closing, death; its own thread
+//!   +--------------------------------------------+
+//! ```
+#![forbid(unsafe_code)]
+#![deny(missing_docs)]
+
+mod address;
+mod builder;
+mod call;
+mod channel;
+mod control;
+mod endpoint;
+mod error;
+mod event;
+mod handler;
+mod poll;
+mod send;
+mod typed;
+mod wait;
+
+pub use address::Address;
+pub use builder::{Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_OPEN_WITHIN};
+pub use channel::{ChannelId, PeerIdentity};
+pub use control::Stopper;
+pub use endpoint::Endpoint;
+pub use error::{AddressError, CallError, OpenError, RunError, SendError};
+pub use event::Event;
+pub use handler::{Handler, Handlers, Message, Reply};
+pub use send::NotSent;
+pub use typed::{Handle, TypedMessage, TypedReply};
+pub use wait::Wait;
+
+pub use tightbeam_segment::{
+    Counter, Counters, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MIN_DEPTH, Mismatch,
+    PAYLOAD_BYTES, PeerFault,
+};
+pub use tightbeam_sys::Errno;
+pub use tightbeam_sys::control::Credentials;
+pub use tightbeam_sys::memory::{MemoryError, MemoryOptions, MemoryReport, PeerMemoryError, Want};

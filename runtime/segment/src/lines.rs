@@ -47,11 +47,14 @@ struct RawLines {
     base: NonNull<Line>,
     count: LineCount,
     /// Keeps the memory mapped; never looked at again.
-    _backing: Box<dyn Backing>,
+    _backing: Box<dyn Backing + Send>,
 }
 
+// SAFETY: aliasing: the backing is Send, and what lies at the address are atomics; nothing about them belongs to a thread.
+unsafe impl Send for RawLines {}
+
 impl RawLines {
-    fn new(backing: Box<dyn Backing>) -> Self {
+    fn new(backing: Box<dyn Backing + Send>) -> Self {
         RawLines {
             base: backing.base().cast(),
             count: backing.lines(),
@@ -79,7 +82,7 @@ pub struct OwnLines(RawLines);
 
 impl OwnLines {
     /// Takes memory that this process may write.
-    pub fn new(backing: impl Backing + 'static) -> Self {
+    pub fn new(backing: impl Backing + Send + 'static) -> Self {
         OwnLines(RawLines::new(Box::new(backing)))
     }
 
@@ -129,7 +132,7 @@ pub struct PeerLines(RawLines);
 
 impl PeerLines {
     /// Takes memory that the peer writes and this process has mapped, read-only if the peer is another process.
-    pub fn new(backing: impl Backing + 'static) -> Self {
+    pub fn new(backing: impl Backing + Send + 'static) -> Self {
         PeerLines(RawLines::new(Box::new(backing)))
     }
 

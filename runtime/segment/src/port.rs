@@ -47,16 +47,23 @@ pub struct Port {
     pub(crate) calls: [Cell<Option<u16>>; MAX_CALLS],
     pub(crate) fault: Cell<Option<PeerFault>>,
     pub(crate) counters: Counters,
+    label: u64,
 }
 
 impl Port {
-    /// Joins my segment and the peer's.
-    pub fn new(own: Formatted, peer: Attached) -> Port {
-        Port::starting_at(own, peer, 0, 1)
+    /// Joins my segment and the peer's. The label is a number of the caller's choice.
+    pub fn new(own: Formatted, peer: Attached, label: u64) -> Port {
+        Port::starting_at(own, peer, label, 0, 1)
     }
 
     /// As [`new`](Self::new), but with all counts at `start` and the first lap's tag at `tag`: for tests of the wrap.
-    pub(crate) fn starting_at(own: Formatted, peer: Attached, start: u64, tag: u8) -> Port {
+    pub(crate) fn starting_at(
+        own: Formatted,
+        peer: Attached,
+        label: u64,
+        start: u64,
+        tag: u8,
+    ) -> Port {
         let port = Port {
             tx: Sender::new(own.layout, start, tag),
             rx: Receiver::new(peer.layout, start, tag),
@@ -69,9 +76,15 @@ impl Port {
             calls: Default::default(),
             fault: Cell::new(None),
             counters: Counters::default(),
+            label,
         };
         port.publish_cursor();
         port
+    }
+
+    /// The number that the port was given when it was made.
+    pub fn label(&self) -> u64 {
+        self.label
     }
 
     /// The shape of my segment.
@@ -89,6 +102,12 @@ impl Port {
         self.counters.set(Counter::Sent, self.tx.messages());
         self.counters.set(Counter::Received, self.rx.messages());
         &self.counters
+    }
+
+    /// Adds one to a counter of this channel.
+    #[inline(always)]
+    pub fn count(&self, counter: Counter) {
+        self.counters.add(counter);
     }
 
     /// The peer's mistake that ended this port, if any.

@@ -127,6 +127,11 @@ impl Port {
         self.rare_arrival(Descriptor(word))
     }
 
+    /// Whether a look would find something; changes nothing.
+    pub fn has_arrival(&self) -> bool {
+        Descriptor(self.head()).tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
+    }
+
     #[inline(always)]
     fn head(&self) -> u64 {
         self.peer.line(RING_LINE + self.rx.index.get()).load(0)
@@ -208,6 +213,13 @@ impl Port {
             return Err(PeerFault::UnknownCall { call });
         }
         Ok(Arrival::Reply { call, answer })
+    }
+
+    /// Whether a message is being handled whose sender wants a reply.
+    #[inline(always)]
+    pub fn handling_wants_reply(&self) -> bool {
+        let header = self.header.get();
+        header.wanted() && header.0 & Descriptor::CONSUMED == 0
     }
 
     /// The message that [`arrival`](Self::arrival) found, and the port to reply through.

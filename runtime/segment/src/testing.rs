@@ -49,7 +49,7 @@ pub fn pair_at(layout: Layout, start: u64, tag: u8) -> (Port, Port) {
         Err(mismatch) => panic!("a segment of our own making: {mismatch}"),
     };
     (
-        Port::starting_at(left_own, attach(right_seen, right_identity), start, tag),
-        Port::starting_at(right_own, attach(left_seen, left_identity), start, tag),
+        Port::starting_at(left_own, attach(right_seen, right_identity), 0, start, tag),
+        Port::starting_at(right_own, attach(left_seen, left_identity), 1, start, tag),
     )
 }

@@ -8,7 +8,10 @@ use rustix::net::{
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use rustix::event::epoll;
+use rustix::time::Timespec;
 use std::path::Path;
+use std::time::Duration;
 
 /// The longest path that a Unix socket takes, in bytes (`sun_path` less its end).
 pub const MAX_PATH_BYTES: usize = 107;
@@ -94,6 +97,9 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
             received.descriptors.extend(descriptors);
         }
     }
+    // Alignment may have left room for one more than was asked for.
+    received.too_many |= received.descriptors.len() > MAX_DESCRIPTORS;
+    received.descriptors.truncate(MAX_DESCRIPTORS);
     Ok(received)
 }
 
@@ -158,8 +164,114 @@ pub fn shut(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Both);
 }
 
-/// What a waiter is told.
-pub use rustix::event::epoll;
+/// Waits until a socket has something to receive, or `bound` is over.
+pub fn wait_readable(socket: BorrowedFd<'_>, bound: Duration) {
+    use rustix::event::{PollFd, PollFlags, poll};
+    let timeout = timespec(bound);
+    // Whatever it says, the caller tries again and looks at its own deadline.
+    let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout));
+}
+
+fn timespec(duration: Duration) -> Timespec {
+    Timespec {
+        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
+        tv_nsec: i64::from(duration.subsec_nanos()),
+    }
+}
+
+/// Holds an advisory lock on a directory until the descriptor is dropped. [`Errno::AGAIN`] if somebody holds it now.
+pub fn lock_directory(path: &Path) -> Result<OwnedFd, Errno> {
+    use rustix::fs::{FlockOperation, Mode, OFlags};
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = rustix::fs::open(path, flags, Mode::empty())?;
+    rustix::fs::flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
+    Ok(directory)
+}
+
+/// What a watched descriptor is ready for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ready {
+    /// The number given when it was added.
+    pub token: u64,
+    /// Something can be read or accepted; of a pidfd: the process has ended.
+    pub readable: bool,
+    /// The other side has hung up.
+    pub hung_up: bool,
+}
+
+/// Watches descriptors (`epoll`, level-triggered).
+pub struct Watcher(OwnedFd);
+
+impl Watcher {
+    /// Watches nothing yet.
+    pub fn new() -> Result<Watcher, Errno> {
+        epoll::create(epoll::CreateFlags::CLOEXEC).map(Watcher)
+    }
+
+    /// Watches a descriptor for something to read and for a hang-up.
+    pub fn add(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), Errno> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        epoll::add(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
+    }
+
+    /// Stops watching a descriptor.
+    pub fn remove(&self, descriptor: BorrowedFd<'_>) {
+        // A descriptor that is not watched needs no removing.
+        let _ = epoll::delete(&self.0, descriptor);
+    }
+
+    /// Sleeps until something is ready or `bound` is over (`None`: for as long as it takes).
+    pub fn wait(&self, bound: Option<Duration>) -> Result<Vec<Ready>, Errno> {
+        let timeout = bound.map(timespec);
+        let mut events = Vec::with_capacity(32);
+        let space = rustix::buffer::spare_capacity(&mut events);
+        match epoll::wait(&self.0, space, timeout.as_ref()) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno),
+        }
+        Ok(events.iter().map(Ready::from).collect())
+    }
+}
+
+impl From<&epoll::Event> for Ready {
+    fn from(event: &epoll::Event) -> Ready {
+        use epoll::EventFlags as Flags;
+        let flags = event.flags;
+        Ready {
+            token: event.data.u64(),
+            readable: flags.contains(Flags::IN),
+            hung_up: flags.intersects(Flags::RDHUP | Flags::HUP | Flags::ERR),
+        }
+    }
+}
+
+/// A descriptor that one thread makes readable to wake another that sleeps in [`Watcher::wait`].
+pub struct Alarm(OwnedFd);
+
+impl Alarm {
+    /// Not readable yet.
+    pub fn new() -> Result<Alarm, Errno> {
+        use rustix::event::{EventfdFlags, eventfd};
+        eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map(Alarm)
+    }
+
+    /// Makes it readable.
+    pub fn raise(&self) {
+        // The only failure is a counter that is full, and then it is readable.
+        let _ = rustix::io::write(&self.0, &1u64.to_ne_bytes());
+    }
+
+    /// Makes it unreadable again.
+    pub fn clear(&self) {
+        // Nothing to read means that it is clear.
+        let _ = rustix::io::read(&self.0, &mut [0; 8]);
+    }
+
+    /// For [`Watcher::add`].
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
 
 #[cfg(test)]
 mod tests {

@@ -6,14 +6,20 @@
 //! | [`control`] | Unix sockets that carry small messages and descriptors; who is on the other side |
 //! | [`wake`] | futex on a shared word, `membarrier` |
 //! | [`cpu`] | affinity |
+//! | [`clock`] | the CPU's counter as a clock |
+//! | [`mmsg`], [`uring`], [`block`] | the strongest standard paths, for comparison: batched datagrams, `io_uring`, bare shared words |
 //!
 //! `rustix` makes the calls wherever it can; `libc` is named here only, for what `rustix` lacks. Nothing here decides
 //! anything, spins, or knows what a message is: that is `tightbeam-segment` and `tightbeam-endpoint`.
 #![deny(missing_docs)]
 
+pub mod block;
+pub mod clock;
 pub mod control;
 pub mod cpu;
 pub mod memory;
+pub mod mmsg;
+pub mod uring;
 pub mod wake;
 
 pub use rustix::io::Errno;

@@ -172,6 +172,10 @@ impl Mapping {
     }
 }
 
+// SAFETY: aliasing: a Mapping is an address range that it alone unmaps; nothing about it belongs to a thread. What is shared
+// through it is accessed by atomics only.
+unsafe impl Send for Mapping {}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: lifetime: the range is this mapping's own, and whoever has its address borrows or owns the Mapping.

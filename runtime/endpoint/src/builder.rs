@@ -1,0 +1,164 @@
+//! Settings of an endpoint, each with a named default.
+
+use crate::control::{Controller, Mailbox, OpenOptions, Policy};
+use crate::wait::SpinBudget;
+use crate::{Credentials, Endpoint, Handlers, MemoryOptions, OpenError, Wait};
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+use tightbeam_segment::Layout;
+use tightbeam_sys::control::own_uid;
+
+/// Ring depth in slots if nothing else is said.
+pub const DEFAULT_DEPTH: usize = 1024;
+/// How long an opening may take if nothing else is said.
+pub const DEFAULT_OPEN_WITHIN: Duration = Duration::from_secs(2);
+/// How long a call or a send may wait if nothing else is said.
+pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Collects settings, then listens or connects.
+///
+/// ```no_run
+/// use std::time::Duration;
+/// use tightbeam_endpoint::{Endpoint, Handlers, Wait};
+///
+/// let mut server = Endpoint::builder()
+///     .handlers(Handlers::new().on(1, |_, message, reply| reply.send(message.bytes())))
+///     .depth(256)
+///     .wait(Wait::Spin)
+///     .deadline(Duration::from_millis(100))
+///     .listen("shm:/run/user/1000/echo.sock")?;
+/// server.run().expect("it listens");
+/// # Ok::<(), tightbeam_endpoint::OpenError>(())
+/// ```
+#[must_use]
+pub struct Builder<S> {
+    handlers: Handlers<S>,
+    state: S,
+    depth: usize,
+    memory: MemoryOptions,
+    admit: Policy,
+    within: Duration,
+    deadline: Duration,
+    wait: Wait,
+}
+
+impl Builder<()> {
+    pub(crate) fn new() -> Builder<()> {
+        let me = own_uid();
+        Builder {
+            handlers: Handlers::new(),
+            state: (),
+            depth: DEFAULT_DEPTH,
+            memory: MemoryOptions::default(),
+            admit: Arc::new(move |peer: &Credentials| peer.uid == me),
+            within: DEFAULT_OPEN_WITHIN,
+            deadline: DEFAULT_DEADLINE,
+            wait: Wait::default(),
+        }
+    }
+}
+
+impl<S> Builder<S> {
+    /// What handlers work on. Give it before the handlers: it decides their type.
+    pub fn state<T>(self, state: T) -> Builder<T> {
+        Builder {
+            handlers: Handlers::new(),
+            state,
+            depth: self.depth,
+            memory: self.memory,
+            admit: self.admit,
+            within: self.within,
+            deadline: self.deadline,
+            wait: self.wait,
+        }
+    }
+
+    /// The handler table; empty by default.
+    pub fn handlers(mut self, handlers: Handlers<S>) -> Self {
+        self.handlers = handlers;
+        self
+    }
+
+    /// Ring depth in slots of 56 bytes, a power of two from 2 to 65,536; [`DEFAULT_DEPTH`] by default. Each side chooses
+    /// the depth of the ring that it sends through. Depth costs memory, not latency.
+    pub fn depth(mut self, slots: usize) -> Self {
+        self.depth = slots;
+        self
+    }
+
+    /// What kind of memory segments shall have: plain pages by default.
+    pub fn memory(mut self, options: MemoryOptions) -> Self {
+        self.memory = options;
+        self
+    }
+
+    /// Who may have a channel, on either side; by default only processes of the same effective user.
+    ///
+    /// The function runs on the control thread and decides by what the kernel says of the peer.
+    pub fn admit(mut self, policy: impl Fn(&Credentials) -> bool + Send + Sync + 'static) -> Self {
+        self.admit = Arc::new(policy);
+        self
+    }
+
+    /// How long an opening may take; [`DEFAULT_OPEN_WITHIN`] by default.
+    pub fn open_within(mut self, limit: Duration) -> Self {
+        self.within = limit;
+        self
+    }
+
+    /// How long a call or a send waits at most; [`DEFAULT_DEADLINE`] by default.
+    pub fn deadline(mut self, limit: Duration) -> Self {
+        self.deadline = limit;
+        self
+    }
+
+    /// How to wait; [`Wait::Adaptive`] by default.
+    pub fn wait(mut self, wait: Wait) -> Self {
+        self.wait = wait;
+        self
+    }
+
+    /// Listens at `address`: `shm:PATH`.
+    ///
+    /// A socket that a dead process left at the path is replaced; a live listener, or anything that is no socket, is not.
+    pub fn listen(self, address: &str) -> Result<Endpoint<S>, OpenError> {
+        let mut endpoint = self.build()?;
+        endpoint.accept_at(address)?;
+        Ok(endpoint)
+    }
+
+    /// Opens a channel to who listens at `address`: `shm:PATH`.
+    pub fn connect(self, address: &str) -> Result<Endpoint<S>, OpenError> {
+        let mut endpoint = self.build()?;
+        endpoint.open(address)?;
+        Ok(endpoint)
+    }
+
+    fn build(self) -> Result<Endpoint<S>, OpenError> {
+        Ok(Endpoint {
+            handlers: self.handlers,
+            state: self.state,
+            channels: Vec::new(),
+            live: 0,
+            ending: false,
+            stopping: false,
+            mailbox: Mailbox::new(),
+            listeners: Vec::new(),
+            events: VecDeque::new(),
+            unique: 0,
+            options: OpenOptions {
+                layout: Layout::new(self.depth)?,
+                memory: self.memory,
+                admit: self.admit,
+                within: self.within,
+            },
+            wait: self.wait,
+            spin_budget: SpinBudget::new(),
+            deadline: self.deadline,
+            controller: Controller::get()?,
+            one_thread: PhantomData,
+        })
+    }
+}

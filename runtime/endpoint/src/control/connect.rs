@@ -1,0 +1,137 @@
+//! The client's side of the opening, in the thread that opens.
+
+use super::wire::{BYTES, Opening, Refusal};
+use super::{Half, OpenOptions, Opened};
+use crate::OpenError;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+use tightbeam_sys::Errno;
+use tightbeam_sys::control::{self, Received};
+use tightbeam_sys::memory;
+
+/// How often a listener whose backlog is full is asked again.
+const RETRY: Duration = Duration::from_millis(1);
+
+/// Opens a channel to who listens at `path`, within `options.within`.
+pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, OpenError> {
+    let deadline = Instant::now() + options.within;
+    let timed_out = || OpenError::TimedOut {
+        path: path.to_path_buf(),
+        after: options.within,
+    };
+    let socket = loop {
+        match control::connect(path) {
+            Ok(socket) => break socket,
+            Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(RETRY),
+            Err(Errno::AGAIN) => return Err(timed_out()),
+            Err(errno) => return Err(connect_error(path, errno)),
+        }
+    };
+    let listener = control::credentials(socket.as_fd())
+        .map_err(|errno| OpenError::System { call: "read the listener's credentials", errno })?;
+    if !(options.admit)(&listener) {
+        return Err(OpenError::Untrusted {
+            path: path.to_path_buf(),
+            uid: listener.uid,
+        });
+    }
+    let half = Half::create(options)?;
+    let hello = Opening::Hello(half.identity).to_bytes();
+    match control::send(socket.as_fd(), &hello, Some(half.descriptor.as_fd())) {
+        Ok(()) => {}
+        Err(Errno::PIPE | Errno::CONNRESET) => return Err(OpenError::HungUp),
+        Err(errno) => return Err(OpenError::System { call: "send the hello", errno }),
+    }
+    let (answer, segment) = receive(path, socket.as_fd(), deadline, timed_out)?;
+    match (answer, segment) {
+        (Opening::Welcome(identity), Some(segment)) => {
+            Opened::new(half, identity, segment, socket)
+        }
+        (Opening::Welcome(_), None) => Err(OpenError::Opening("a welcome without its segment")),
+        (Opening::Refusal(theirs, why), _) => Err(refused(theirs, why)),
+        (Opening::Hello(_), _) => Err(OpenError::Opening("a hello instead of an answer")),
+    }
+}
+
+fn refused(theirs: tightbeam_segment::Identity, why: Refusal) -> OpenError {
+    match why {
+        Refusal::Mismatch => match theirs.check(memory::page_size() as u32) {
+            Err(mismatch) => OpenError::Mismatch(mismatch),
+            Ok(_) => OpenError::Opening("it refuses us as different, but says that it is the same"),
+        },
+        Refusal::NotAdmitted => OpenError::NotAdmitted {
+            uid: control::own_uid(),
+        },
+        Refusal::Exhausted => OpenError::ListenerExhausted,
+        Refusal::Segment => OpenError::Opening("it cannot use our segment"),
+    }
+}
+
+/// Waits for the answer, and refuses whatever is not one message with at most one descriptor.
+fn receive(
+    path: &Path,
+    socket: BorrowedFd<'_>,
+    deadline: Instant,
+    timed_out: impl Fn() -> OpenError,
+) -> Result<(Opening, Option<OwnedFd>), OpenError> {
+    let mut buffer = [0; BYTES + 1];
+    let received = loop {
+        match control::receive(socket, &mut buffer) {
+            Ok(received) => break received,
+            Err(Errno::AGAIN) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(timed_out());
+                }
+                control::wait_readable(socket, left);
+            }
+            Err(Errno::CONNRESET) => return Err(OpenError::HungUp),
+            Err(errno) => return Err(OpenError::System { call: "receive the answer", errno }),
+        }
+    };
+    let Received {
+        bytes,
+        mut descriptors,
+        truncated,
+        too_many,
+    } = received;
+    if bytes == 0 {
+        return Err(OpenError::HungUp);
+    }
+    if too_many || descriptors.len() > 1 {
+        return Err(OpenError::Opening("more descriptors than one"));
+    }
+    match Opening::parse(&buffer[..bytes]) {
+        Some(opening) if !truncated => Ok((opening, descriptors.pop())),
+        _ => Err(OpenError::NotTightbeam {
+            path: path.to_path_buf(),
+        }),
+    }
+}
+
+fn connect_error(path: &Path, errno: Errno) -> OpenError {
+    let path = path.to_path_buf();
+    match errno {
+        Errno::ACCESS | Errno::PERM => OpenError::NoPermission { path, errno },
+        Errno::NOENT => match path.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => {
+                OpenError::NoDirectory { path }
+            }
+            _ => OpenError::NobodyListens { path },
+        },
+        Errno::CONNREFUSED => match std::fs::symlink_metadata(&path) {
+            Ok(meta) if !meta.file_type().is_socket() && !meta.is_symlink() => {
+                OpenError::NotASocket { path }
+            }
+            _ => OpenError::NobodyListens { path },
+        },
+        // A stream or datagram socket.
+        Errno::PROTOTYPE => OpenError::NotTightbeam { path },
+        errno => OpenError::System {
+            call: "connect",
+            errno,
+        },
+    }
+}

@@ -1,0 +1,173 @@
+//! The endpoint: channels, a handler table, the state that handlers work on.
+
+use crate::channel::{Channel, ChannelId, PeerIdentity};
+use crate::control::{self, Controller, Listener, Mailbox, OpenOptions};
+use crate::wait::SpinBudget;
+use crate::{Address, Builder, Event, Handlers, OpenError, Stopper, Wait};
+use std::collections::VecDeque;
+use std::marker::PhantomData;
+use std::time::Duration;
+use tightbeam_segment::Counters;
+use tightbeam_sys::memory::MemoryReport;
+
+/// Sends and receives messages over any number of channels, on one thread.
+///
+/// Messages are handled inside [`poll`](Self::poll), [`run`](Self::run), and whatever else waits: [`call`](Self::call) and
+/// [`send`](Self::send). Dropping the endpoint closes its channels; peers still receive what was sent before.
+///
+/// It belongs to the thread that opened it. A service uses one endpoint a thread.
+///
+/// ```compile_fail,E0277
+/// let handlers = tightbeam_endpoint::Handlers::new();
+/// let mut server = tightbeam_endpoint::Endpoint::<()>::listen("shm:/tmp/x.sock", handlers).unwrap();
+/// std::thread::spawn(move || server.run()); // an endpoint stays on its thread
+/// ```
+pub struct Endpoint<S = ()> {
+    pub(crate) handlers: Handlers<S>,
+    pub(crate) state: S,
+    pub(crate) channels: Vec<Option<Box<Channel>>>,
+    /// How many of them are there.
+    pub(crate) live: usize,
+    /// Some channel may be at its end.
+    pub(crate) ending: bool,
+    /// Somebody wants `run` to return.
+    pub(crate) stopping: bool,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) listeners: Vec<Listener>,
+    pub(crate) events: VecDeque<Event>,
+    /// Channels opened so far.
+    pub(crate) unique: u64,
+    pub(crate) options: OpenOptions,
+    pub(crate) wait: Wait,
+    pub(crate) spin_budget: SpinBudget,
+    pub(crate) deadline: Duration,
+    pub(crate) controller: &'static Controller,
+    /// Neither `Send` nor `Sync`.
+    pub(crate) one_thread: PhantomData<*const ()>,
+}
+
+impl Endpoint<()> {
+    /// An endpoint with settings of your own.
+    pub fn builder() -> Builder<()> {
+        Builder::new()
+    }
+
+    /// Opens a channel to who listens at `address`, with default settings, no handlers and no state.
+    pub fn connect(address: &str) -> Result<Endpoint<()>, OpenError> {
+        Builder::new().connect(address)
+    }
+}
+
+impl<S: Default> Endpoint<S> {
+    /// Listens at `address`, with default settings and a default state.
+    pub fn listen(address: &str, handlers: Handlers<S>) -> Result<Endpoint<S>, OpenError> {
+        Builder::new().state(S::default()).handlers(handlers).listen(address)
+    }
+}
+
+impl<S> Endpoint<S> {
+    /// Opens another channel, to who listens at `address`.
+    pub fn open(&mut self, address: &str) -> Result<ChannelId, OpenError> {
+        let Address::Shm(path) = Address::parse(address)?;
+        let opened = control::connect(&path, &self.options)?;
+        self.adopt(opened).ok_or(OpenError::HungUp)
+    }
+
+    /// Listens at another address too.
+    pub fn accept_at(&mut self, address: &str) -> Result<(), OpenError> {
+        let Address::Shm(path) = Address::parse(address)?;
+        let (listener, socket) = control::bind(&path, self.listeners.len() as u64)?;
+        let (id, door) = (listener.id, self.mailbox.door());
+        self.controller.listen(id, socket, self.options.clone(), door);
+        self.listeners.push(listener);
+        Ok(())
+    }
+
+    /// Closes a channel. The peer still receives what was sent, then learns that it was closed. Replies that have not come
+    /// yet are lost. `false` if there is no such channel.
+    pub fn close(&mut self, channel: ChannelId) -> bool {
+        if self.channel(channel).is_none() {
+            return false;
+        }
+        if let Some(closing) = self.channels[channel.slot()].take() {
+            self.live -= 1;
+            hang_up(&closing, self.controller, &self.mailbox);
+        }
+        true
+    }
+
+    /// The channels there are.
+    pub fn channels(&self) -> impl Iterator<Item = ChannelId> + '_ {
+        self.channels.iter().flatten().map(|channel| channel.id)
+    }
+
+    /// What handlers work on.
+    pub fn state(&self) -> &S {
+        &self.state
+    }
+
+    /// What handlers work on.
+    pub fn state_mut(&mut self) -> &mut S {
+        &mut self.state
+    }
+
+    /// What a channel has counted so far.
+    pub fn counters(&self, channel: ChannelId) -> Option<&Counters> {
+        self.look_up(channel).map(|found| found.port.counters())
+    }
+
+    /// Who is on the other side of a channel.
+    pub fn peer(&self, channel: ChannelId) -> Option<PeerIdentity> {
+        self.look_up(channel).map(|found| found.peer)
+    }
+
+    /// What kind of memory a channel's own segment got.
+    pub fn memory(&self, channel: ChannelId) -> Option<MemoryReport> {
+        self.look_up(channel).map(|found| found.memory)
+    }
+
+    /// A handle with which another thread, or a signal handler's, ends [`run`](Self::run).
+    pub fn stopper(&self) -> Stopper {
+        Stopper::new(self.mailbox.door())
+    }
+
+    /// The oldest channel slot that is in use: what calls and sends without a channel go over.
+    #[inline(always)]
+    pub(crate) fn first(&self) -> Option<ChannelId> {
+        self.channels.iter().flatten().map(|channel| channel.id).next()
+    }
+
+    #[inline(always)]
+    pub(crate) fn channel(&mut self, id: ChannelId) -> Option<&mut Channel> {
+        match self.channels.get_mut(id.slot()) {
+            Some(Some(channel)) if channel.id == id => Some(channel),
+            _ => None,
+        }
+    }
+
+    fn look_up(&self, id: ChannelId) -> Option<&Channel> {
+        match self.channels.get(id.slot()) {
+            Some(Some(channel)) if channel.id == id => Some(channel),
+            _ => None,
+        }
+    }
+}
+
+fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
+    channel.port.close();
+    if channel.port.peer_asleep() {
+        tightbeam_sys::wake::wake(channel.port.bump_wake_word());
+    }
+    controller.unwatch(channel.id.0, mailbox.door());
+}
+
+impl<S> Drop for Endpoint<S> {
+    fn drop(&mut self) {
+        for listener in self.listeners.drain(..) {
+            self.controller.unlisten(listener.id, self.mailbox.door());
+        }
+        for channel in self.channels.drain(..).flatten() {
+            hang_up(&channel, self.controller, &self.mailbox);
+        }
+    }
+}

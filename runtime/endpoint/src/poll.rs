@@ -1,0 +1,202 @@
+//! Polling: a bounded look at every channel, and the loop around it.
+
+use crate::channel::{Channel, ChannelId, Ending};
+use crate::control::{Notice, Watch};
+use crate::{Endpoint, Event, RunError};
+use tightbeam_segment::{Arrival, Ended, PeerFault};
+
+impl<S> Endpoint<S> {
+    /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
+    ///
+    /// Never blocks. Makes no system call and allocates nothing, but when a channel begins or ends (I5).
+    #[inline(always)]
+    pub fn poll(&mut self, budget: usize) -> usize {
+        if self.mailbox.rang() {
+            self.attend();
+        }
+        let share = match self.live {
+            0 | 1 => budget,
+            live => (budget / live).max(1),
+        };
+        let mut handled = 0;
+        for channel in self.channels.iter_mut().flatten() {
+            handled += channel.drain(&self.handlers, &mut self.state, share);
+            self.ending |= channel.ending.is_some();
+        }
+        if self.ending {
+            self.reap();
+        }
+        handled
+    }
+
+    /// Polls until somebody calls [`Stopper::stop`](crate::Stopper::stop), or until the endpoint has no listener and its last
+    /// channel has ended. Waits between polls as the builder's [`wait`](crate::Builder::wait) says.
+    pub fn run(&mut self) -> Result<(), RunError> {
+        const BUDGET: usize = 256;
+        if self.live == 0 && self.listeners.is_empty() && self.unique == 0 {
+            return Err(RunError::NothingToDo);
+        }
+        let mut empty = 0u32;
+        loop {
+            if self.poll(BUDGET) > 0 {
+                if empty > 0 {
+                    self.woken_while_spinning();
+                    empty = 0;
+                }
+                continue;
+            }
+            if self.stopping {
+                self.stopping = false;
+                return Ok(());
+            }
+            if self.live == 0 && self.listeners.is_empty() && !self.mailbox.rang() {
+                return Ok(());
+            }
+            self.idle(empty);
+            empty = empty.saturating_add(1);
+        }
+    }
+
+    /// The next event, oldest first. Events are noticed by [`poll`](Self::poll) and what polls inside, and kept until taken.
+    pub fn next_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// Looks at what the control thread has put into the mailbox.
+    #[cold]
+    fn attend(&mut self) {
+        self.mailbox.answer();
+        if self.mailbox.stopped() {
+            self.mailbox.clear_stop();
+            self.stopping = true;
+        }
+        while let Some(notice) = self.mailbox.take() {
+            match notice {
+                Notice::Opened(opened) => {
+                    let peer = opened.peer;
+                    if let Some(channel) = self.adopt(*opened) {
+                        self.events.push_back(Event::Opened { channel, peer });
+                    }
+                }
+                Notice::HungUp(label) => self.note_ending(label, Ending::HungUp),
+                Notice::Exited(label) => self.note_ending(label, Ending::Exited),
+                Notice::Lingering(label) => {
+                    self.note_ending(label, Ending::Faulted(PeerFault::HungUp));
+                }
+                Notice::Babbled(label) => {
+                    self.note_ending(label, Ending::Faulted(PeerFault::Control));
+                }
+            }
+        }
+    }
+
+    fn note_ending(&mut self, label: u64, ending: Ending) {
+        let Some(channel) = self.channel(ChannelId(label)) else {
+            return;
+        };
+        // A hang-up says less than an exit, and a fault more than both.
+        let known = matches!(channel.ending, Some(Ending::Faulted(_)))
+            || (channel.ending == Some(Ending::Exited) && ending == Ending::HungUp);
+        if !known {
+            channel.ending = Some(ending);
+        }
+        self.ending = true;
+    }
+
+    /// Makes a channel of what was opened and has the control thread watch it.
+    pub(crate) fn adopt(&mut self, opened: crate::control::Opened) -> Option<ChannelId> {
+        let slot = match self.channels.iter().position(Option::is_none) {
+            Some(free) => free,
+            None => self.channels.len(),
+        };
+        self.unique += 1;
+        let id = ChannelId::new(slot, self.unique);
+        let (peer, memory) = (opened.peer, opened.memory);
+        let (port, socket, pidfd) = opened.into_port(id.0);
+        let channel = Box::new(Channel {
+            id,
+            port,
+            peer,
+            memory,
+            ending: None,
+            awaited: None,
+            answer: None,
+        });
+        match self.channels.get_mut(slot) {
+            Some(free) => *free = Some(channel),
+            None => self.channels.push(Some(channel)),
+        }
+        self.live += 1;
+        self.controller.watch(Watch {
+            label: id.0,
+            socket,
+            pidfd,
+            door: self.mailbox.door(),
+        });
+        Some(id)
+    }
+
+    /// Takes out channels that have ended and are drained.
+    #[cold]
+    fn reap(&mut self) {
+        self.ending = false;
+        for slot in 0..self.channels.len() {
+            let Some(channel) = &mut self.channels[slot] else {
+                continue;
+            };
+            let Some(ending) = channel.ending else {
+                continue;
+            };
+            match verdict(channel, ending) {
+                Some(end) => self.remove(slot, end),
+                None => self.ending = true,
+            }
+        }
+    }
+
+    fn remove(&mut self, slot: usize, end: End) {
+        let Some(ended) = self.channels[slot].take() else {
+            return;
+        };
+        self.live -= 1;
+        self.controller.unwatch(ended.id.0, self.mailbox.door());
+        let (channel, counters) = (ended.id, ended.port.counters().clone());
+        self.events.push_back(match end {
+            End::Closed => Event::Closed { channel, counters },
+            End::Dead => Event::Dead { channel, counters },
+            End::Faulted(fault) => Event::Faulted {
+                channel,
+                fault,
+                counters,
+            },
+        });
+    }
+}
+
+enum End {
+    Closed,
+    Dead,
+    Faulted(PeerFault),
+}
+
+/// How a channel ended, once everything that was published before has been handled.
+fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
+    if let Ending::Faulted(fault) = ending
+        && fault != PeerFault::HungUp
+    {
+        return Some(End::Faulted(fault));
+    }
+    // Asked before the ring is found empty: what was sent before closing is then not missed.
+    let closed = channel.port.peer_ended();
+    match channel.port.arrival() {
+        Arrival::Empty => {}
+        Arrival::Fault(fault) => return Some(End::Faulted(fault)),
+        _ => return None,
+    }
+    match (closed, ending) {
+        (Ended::Closed, _) => Some(End::Closed),
+        (Ended::No, Ending::Exited) => Some(End::Dead),
+        (Ended::No, Ending::Faulted(fault)) => Some(End::Faulted(fault)),
+        (Ended::No, Ending::HungUp) => None,
+    }
+}

@@ -1,0 +1,89 @@
+//! Sending: at once, or with a deadline and polling meanwhile.
+
+use crate::channel::ChannelId;
+use crate::wait::Waiting;
+use crate::{Endpoint, SendError, TypedMessage};
+use std::time::Duration;
+use tightbeam_segment::{Outgoing, Port};
+use tightbeam_sys::wake;
+
+/// Wakes the peer if it says that it sleeps; costs one load of a shared line while it does not (D7).
+#[inline(always)]
+pub(crate) fn wake_if_asleep(port: &Port) {
+    if port.peer_asleep() {
+        wake_peer(port);
+    }
+}
+
+#[cold]
+#[inline(never)]
+fn wake_peer(port: &Port) {
+    wake::wake(port.bump_wake_word());
+}
+
+/// A typed message that was not sent: it comes back with the reason.
+#[derive(Debug)]
+pub struct NotSent<T> {
+    /// Why.
+    pub error: SendError,
+    /// The message.
+    pub message: T,
+}
+
+impl<S> Endpoint<S> {
+    /// Sends a message over the endpoint's first channel, without waiting. See [`try_send_to`](Self::try_send_to).
+    #[inline(always)]
+    pub fn try_send(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
+        let channel = self.first().ok_or(SendError::NoChannel)?;
+        self.try_send_to(channel, handler, payload)
+    }
+
+    /// Sends a message to the peer's handler with this index if there is room in the send ring, without waiting.
+    ///
+    /// Copies the payload, at most [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes. Makes no system call unless the peer sleeps.
+    #[inline(always)]
+    pub fn try_send_to(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        payload: &[u8],
+    ) -> Result<(), SendError> {
+        let port = &self.channel(channel).ok_or(SendError::NoChannel)?.port;
+        port.try_send(Outgoing::message(handler), payload)?;
+        wake_if_asleep(port);
+        Ok(())
+    }
+
+    /// Sends over the endpoint's first channel, waiting for room until the endpoint's deadline.
+    #[inline]
+    pub fn send(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
+        let channel = self.first().ok_or(SendError::NoChannel)?;
+        self.send_to(channel, handler, payload, self.deadline)
+    }
+
+    /// Sends, waiting for room at most as long as `within`. Meanwhile what arrives is handled.
+    pub fn send_to(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        payload: &[u8],
+        within: Duration,
+    ) -> Result<(), SendError> {
+        let mut waiting = Waiting::new(within);
+        loop {
+            match self.try_send_to(channel, handler, payload) {
+                Err(SendError::Full) => {}
+                other => return other,
+            }
+            if !self.wait_once(&mut waiting) {
+                return Err(SendError::DeadlineExceeded);
+            }
+        }
+    }
+
+    /// Sends a typed message over the endpoint's first channel, without waiting. If there is no room the message comes back.
+    pub fn try_send_typed<T: TypedMessage>(&mut self, message: T) -> Result<(), NotSent<T>> {
+        self.try_send(T::HANDLER, message.as_bytes())
+            .map_err(|error| NotSent { error, message })
+    }
+}

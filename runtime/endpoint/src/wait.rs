@@ -1,0 +1,158 @@
+//! Waiting for messages: spinning, sleeping, or the one after the other (D7).
+//!
+//! Sleeping costs the sender nothing while nobody sleeps: the sleeper publishes that it is about to, makes that visible to
+//! the peer's CPU with `membarrier`, looks once more, and sleeps on a word in the *peer's* segment, which the peer changes
+//! and wakes. Every sleep is bounded, so that a peer that wakes nobody, or moves the waiter elsewhere, costs latency only.
+
+use crate::Endpoint;
+use std::time::{Duration, Instant};
+use tightbeam_segment::Port;
+use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
+
+/// How an endpoint waits when nothing has arrived.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Wait {
+    /// Spins: the lowest latency, and one CPU for it.
+    Spin,
+    /// Spins for a while that shrinks when spinning does not pay, then sleeps.
+    #[default]
+    Adaptive,
+    /// Sleeps at once.
+    Park,
+}
+
+/// No sleep is longer, whatever happens.
+const BOUND: Duration = Duration::from_millis(10);
+/// Spins between two looks at the clock and at the other channels.
+const SPINS_A_LOOK: u32 = 64;
+/// Most and least spins before an adaptive endpoint sleeps; 4,096 take 50 to 200 microseconds.
+const MOST_SPINS: u32 = 4096;
+const LEAST_SPINS: u32 = 64;
+
+/// One wait with a deadline.
+pub(crate) struct Waiting {
+    within: Duration,
+    /// Set at the first look at the clock, so that a quick wait never looks.
+    deadline: Option<Instant>,
+    spins: u32,
+}
+
+impl Waiting {
+    pub(crate) fn new(within: Duration) -> Waiting {
+        Waiting {
+            within,
+            deadline: None,
+            spins: 0,
+        }
+    }
+}
+
+/// How many spins an adaptive endpoint spends before it sleeps.
+#[derive(Debug)]
+pub(crate) struct SpinBudget(u32);
+
+impl SpinBudget {
+    pub(crate) fn new() -> SpinBudget {
+        SpinBudget(MOST_SPINS)
+    }
+
+    fn spent(&self, spins: u32) -> bool {
+        spins >= self.0
+    }
+
+    /// Spinning was rewarded by a message.
+    fn reward(&mut self) {
+        self.0 = (self.0 * 2).min(MOST_SPINS);
+    }
+
+    /// Spinning ended in a sleep.
+    fn punish(&mut self) {
+        self.0 = (self.0 / 2).max(LEAST_SPINS);
+    }
+}
+
+impl<S> Endpoint<S> {
+    /// Waits a little for something that [`Waiting`] waits for; `false` once its deadline is over.
+    #[inline(always)]
+    pub(crate) fn wait_once(&mut self, waiting: &mut Waiting) -> bool {
+        std::hint::spin_loop();
+        waiting.spins += 1;
+        if waiting.spins % SPINS_A_LOOK != 0 && self.wait != Wait::Park {
+            return true;
+        }
+        self.look_around(waiting)
+    }
+
+    #[cold]
+    fn look_around(&mut self, waiting: &mut Waiting) -> bool {
+        const BUDGET: usize = 64;
+        let now = Instant::now();
+        let deadline = *waiting
+            .deadline
+            .get_or_insert_with(|| now.checked_add(waiting.within).unwrap_or(now + FOREVER));
+        if now >= deadline {
+            return false;
+        }
+        if self.poll(BUDGET) == 0 && self.shall_sleep(waiting.spins) {
+            self.park(deadline - now);
+        }
+        true
+    }
+
+    /// Waits a little, `empty` polls after the last message.
+    #[inline(always)]
+    pub(crate) fn idle(&mut self, empty: u32) {
+        if self.wait == Wait::Spin {
+            std::hint::spin_loop();
+        } else if self.shall_sleep(empty) {
+            self.park(BOUND);
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Notes that spinning was worth it.
+    pub(crate) fn woken_while_spinning(&mut self) {
+        self.spin_budget.reward();
+    }
+
+    fn shall_sleep(&mut self, spins: u32) -> bool {
+        match self.wait {
+            Wait::Spin => false,
+            Wait::Park => true,
+            Wait::Adaptive => self.spin_budget.spent(spins),
+        }
+    }
+
+    /// Sleeps until a peer or the control thread wakes this thread, at most for `bound` and [`BOUND`].
+    #[cold]
+    fn park(&mut self, bound: Duration) {
+        let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
+        ports().for_each(|port| port.set_asleep(true));
+        // Without the barrier a peer may miss that we sleep; the bound then limits what that costs.
+        let _ = wake::barrier();
+        let mut watched = [self.mailbox.watched(); MAX_WORDS];
+        for (slot, port) in watched[1..].iter_mut().zip(ports()) {
+            *slot = watch(port);
+        }
+        // More channels than can be watched are found by looking more often.
+        let count = 1 + ports().count();
+        let bound = if count > MAX_WORDS { BOUND / 10 } else { bound.min(BOUND) };
+        if !self.mailbox.rang() && !ports().any(Port::has_arrival) {
+            wake::wait_any(&watched[..count.min(MAX_WORDS)], bound);
+            self.spin_budget.punish();
+        }
+        ports().for_each(|port| port.set_asleep(false));
+    }
+}
+
+/// A deadline that is too far away to be computed.
+const FOREVER: Duration = Duration::from_secs(1 << 30);
+
+fn watch(port: &Port) -> Watched<'_> {
+    let word = port.peer_wake_word();
+    Watched {
+        word,
+        value: word.load(std::sync::atomic::Ordering::Relaxed),
+    }
+}

@@ -1,0 +1,441 @@
+//! Datagrams over `io_uring`, set up the way the kernel serves them fastest.
+//!
+//! ```text
+//!   queue(fill) -> outbox slot + SQE ----\                       /--> multishot receive -> provided buffer -> each(bytes)
+//!                                         io_uring_enter (one)  -
+//!   receive() --------------------------/                        \--> buffer goes back to the ring
+//! ```
+//!
+//! One issuer, deferred task work, the socket registered as a fixed file, one multishot receive that takes its buffers from a
+//! provided ring, sends that post no completion unless they fail. Sending and waiting share one system call. Used by the bench
+//! as the strongest standard UDP path; a Tightbeam channel never uses it.
+//!
+//! Needs Linux 6.1 (`IORING_SETUP_DEFER_TASKRUN`); older kernels and locked-down ones give an error from [`UringDatagrams::new`].
+
+use io_uring::types::{BufRingEntry, CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::{IoUring, cqueue, opcode, squeue};
+use std::alloc::Layout;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
+
+/// Marks completions of sends.
+const SEND: u64 = 1;
+/// Marks completions of the multishot receive.
+const RECEIVE: u64 = 2;
+/// The only buffer group.
+const GROUP: u16 = 0;
+/// The most buffers that a provided ring can have.
+const MAX_INBOUND: u16 = 1 << 15;
+/// Alignment that the kernel demands of a provided ring.
+const RING_ALIGN: usize = 4096;
+
+/// How long [`UringDatagrams::receive`] waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum UringWait {
+    /// Not at all; enters the kernel only to send or when it says that there is something.
+    Look,
+    /// Until something arrives or the socket is shut down.
+    Block,
+    /// Until something arrives or this long is over.
+    AtMost(Duration),
+}
+
+/// A connected datagram socket driven by its own ring.
+pub struct UringDatagrams {
+    ring: IoUring,
+    inbox: Inbox,
+    outbox: Box<[u8]>,
+    /// Bytes of one message, and of one slot of the outbox.
+    message: usize,
+    stride: usize,
+    /// Slots of the outbox that were filled since the kernel last took all.
+    queued: usize,
+    /// The multishot receive is in force.
+    armed: bool,
+    socket: OwnedFd,
+}
+
+impl UringDatagrams {
+    /// Takes a connected datagram socket. Messages sent are `message` bytes long, received ones at most that; `inbound` buffers,
+    /// a power of two, stand ready for arrivals, and `outbound` sends can be queued.
+    pub fn new(socket: OwnedFd, message: usize, inbound: u16, outbound: u16) -> io::Result<UringDatagrams> {
+        if message == 0 || outbound == 0 || !inbound.is_power_of_two() || inbound > MAX_INBOUND {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let ring = IoUring::builder()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_submit_all()
+            .setup_cqsize(2 * u32::from(inbound).max(u32::from(outbound)))
+            .build(u32::from(outbound).next_power_of_two() * 2)?;
+        ring.submitter().register_files(&[socket.as_raw_fd()])?;
+        let inbox = Inbox::new(inbound, message);
+        // SAFETY: lifetime: the ring's memory lives in `inbox`, which is freed after the group was unregistered and all
+        // requests were cancelled, or not at all.
+        unsafe {
+            ring.submitter().register_buf_ring_with_flags(inbox.entries.as_ptr() as u64, inbound, GROUP, 0)
+        }?;
+        let stride = message.next_multiple_of(64);
+        let mut datagrams = UringDatagrams {
+            ring,
+            inbox,
+            outbox: vec![0; stride * usize::from(outbound)].into_boxed_slice(),
+            message,
+            stride,
+            queued: 0,
+            armed: false,
+            socket,
+        };
+        datagrams.inbox.provide_all();
+        Ok(datagrams)
+    }
+
+    /// The socket, for instance to shut it down from elsewhere.
+    pub fn socket(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
+    /// How many more sends can be queued before [`flush`](Self::flush).
+    pub fn room(&self) -> usize {
+        self.outbox.len() / self.stride - self.queued
+    }
+
+    /// Lets `fill` write a message and queues it. `WouldBlock` if there is no [`room`](Self::room).
+    #[inline]
+    pub fn queue(&mut self, fill: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        let start = self.queued * self.stride;
+        let Some(slot) = self.outbox.get_mut(start..start + self.message) else {
+            return Err(io::ErrorKind::WouldBlock.into());
+        };
+        fill(slot);
+        // DONTWAIT: the kernel copies the bytes or fails during the submission, so that the slot is free after it.
+        let entry = opcode::Send::new(Fixed(0), slot.as_ptr(), self.message as u32)
+            .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
+            .build()
+            .flags(squeue::Flags::SKIP_SUCCESS)
+            .user_data(SEND);
+        self.push(&entry)?;
+        self.queued += 1;
+        Ok(())
+    }
+
+    /// Hands everything queued to the kernel, without waiting.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.arm()?;
+        self.enter(UringWait::Look)
+    }
+
+    /// Sends what is queued, then gives each message that has arrived to `each` and says how many there were.
+    #[inline]
+    pub fn receive(&mut self, wait: UringWait, mut each: impl FnMut(&[u8])) -> io::Result<usize> {
+        self.arm()?;
+        if self.queued > 0 {
+            self.enter(wait)?;
+        }
+        let taken = self.reap(&mut each)?;
+        if taken > 0 {
+            return Ok(taken);
+        }
+        let idle = wait == UringWait::Look && self.armed && !self.ring.submission().taskrun();
+        if idle {
+            return Ok(0);
+        }
+        self.arm()?;
+        self.enter(wait)?;
+        self.reap(&mut each)
+    }
+
+    fn push(&mut self, entry: &squeue::Entry) -> io::Result<()> {
+        // SAFETY:
+        // lifetime: a send's slot is not reused before the submission that consumes it (`queued` is reset only when the queue is
+        // empty); the receive's buffers live in `inbox`. Drop cancels what is in flight before either goes.
+        let pushed = unsafe { self.ring.submission().push(entry) };
+        pushed.map_err(|_| io::ErrorKind::WouldBlock.into())
+    }
+
+    /// Puts the multishot receive in force if it is not.
+    #[inline]
+    fn arm(&mut self) -> io::Result<()> {
+        if !self.armed {
+            let entry = opcode::RecvMulti::new(Fixed(0), GROUP).build().user_data(RECEIVE);
+            self.push(&entry)?;
+            self.armed = true;
+        }
+        Ok(())
+    }
+
+    /// Enters the kernel until it has taken all that is queued, at least once.
+    #[inline]
+    fn enter(&mut self, wait: UringWait) -> io::Result<()> {
+        loop {
+            let entered = match wait {
+                UringWait::Look => self.ring.submit(),
+                UringWait::Block => self.ring.submit_and_wait(1),
+                UringWait::AtMost(bound) => {
+                    let timeout = Timespec::from(bound);
+                    let args = SubmitArgs::new().timespec(&timeout);
+                    self.ring.submitter().submit_with_args(1, &args)
+                }
+            };
+            match entered {
+                Ok(_) => {}
+                Err(error) if error.raw_os_error() == Some(libc::EINTR) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
+                Err(error) => return Err(error),
+            }
+            if self.ring.submission().is_empty() {
+                self.queued = 0;
+                return Ok(());
+            }
+        }
+    }
+
+    /// Takes all completions.
+    #[inline]
+    fn reap(&mut self, each: &mut impl FnMut(&[u8])) -> io::Result<usize> {
+        let mut taken = 0;
+        let mut failed = None;
+        for entry in self.ring.completion() {
+            let outcome = match entry.user_data() {
+                SEND => sent(&entry),
+                _ => {
+                    self.armed &= cqueue::more(entry.flags());
+                    received(&entry)
+                }
+            };
+            match outcome {
+                Ok(None) => {}
+                Ok(Some((buffer, length))) => {
+                    each(self.inbox.bytes(buffer, length));
+                    self.inbox.provide(buffer);
+                    taken += 1;
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(taken),
+        }
+    }
+}
+
+impl Drop for UringDatagrams {
+    fn drop(&mut self) {
+        // What is queued but not submitted has no hold on memory; what is in flight is cancelled and waited for.
+        let bound = Timespec::from(Duration::from_secs(1));
+        let cancelled = self.ring.submitter().register_sync_cancel(Some(bound), CancelBuilder::any());
+        let gone = match cancelled {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        let released = self.ring.submitter().unregister_buf_ring(GROUP).is_ok();
+        // If the kernel might still write there, memory that is never reused is the only safe place.
+        self.inbox.leak = !(gone && released);
+    }
+}
+
+/// What the completion of a send means. Successful ones are skipped, so it is a failure.
+fn sent(entry: &cqueue::Entry) -> io::Result<Option<(u16, usize)>> {
+    match entry.result() {
+        failed if failed < 0 => Err(io::Error::from_raw_os_error(-failed)),
+        _ => Ok(None),
+    }
+}
+
+/// What a completion of the multishot receive means: a buffer and the bytes in it.
+fn received(entry: &cqueue::Entry) -> io::Result<Option<(u16, usize)>> {
+    let result = entry.result();
+    match cqueue::buffer_select(entry.flags()) {
+        Some(buffer) => Ok(Some((buffer, usize::try_from(result).unwrap_or(0)))),
+        // All buffers are taken: the receive is armed again once some are back.
+        None if result == -libc::ENOBUFS => Ok(None),
+        None if result < 0 => Err(io::Error::from_raw_os_error(-result)),
+        // Nothing and no buffer: the socket was shut down.
+        None => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// The provided ring and its buffers.
+struct Inbox {
+    /// `count` entries that the kernel reads.
+    entries: NonNull<BufRingEntry>,
+    /// The buffers, which the kernel writes between `provide` and the completion that names them.
+    buffers: NonNull<u8>,
+    count: u16,
+    size: usize,
+    stride: usize,
+    /// The published tail, which only this side writes.
+    tail: u16,
+    /// Do not free: the kernel may still write.
+    leak: bool,
+}
+
+impl Inbox {
+    fn new(count: u16, size: usize) -> Inbox {
+        let stride = size.next_multiple_of(64);
+        let mut inbox = Inbox {
+            entries: NonNull::dangling(),
+            buffers: NonNull::dangling(),
+            count,
+            size,
+            stride,
+            tail: 0,
+            leak: false,
+        };
+        inbox.entries = zeroed(inbox.ring_layout()).cast();
+        inbox.buffers = zeroed(inbox.buffer_layout());
+        inbox
+    }
+
+    fn ring_layout(&self) -> Layout {
+        layout(usize::from(self.count) * size_of::<BufRingEntry>())
+    }
+
+    fn buffer_layout(&self) -> Layout {
+        layout(usize::from(self.count) * self.stride)
+    }
+
+    /// The start of a buffer; outside the allocation, so never dereferenced, if there is no such buffer.
+    fn start(&self, buffer: u16) -> *mut u8 {
+        self.buffers.as_ptr().wrapping_add(usize::from(buffer) * self.stride)
+    }
+
+    /// What the kernel has put into a buffer that a completion named.
+    #[inline(always)]
+    fn bytes(&self, buffer: u16, length: usize) -> &[u8] {
+        assert!(buffer < self.count);
+        // SAFETY:
+        // bounds: buffer < count, and size <= stride.
+        // initialised: the allocation was zeroed.
+        // aliasing: the completion gave the buffer to us, and the kernel writes it only after `provide`, which borrows mutably.
+        // lifetime: the allocation lives as long as self.
+        unsafe { std::slice::from_raw_parts(self.start(buffer), length.min(self.size)) }
+    }
+
+    /// Gives a buffer to the kernel.
+    #[inline(always)]
+    fn provide(&mut self, buffer: u16) {
+        assert!(buffer < self.count);
+        let at = usize::from(self.tail & (self.count - 1));
+        // SAFETY: bounds: `at` < count, a power of two.
+        let mut entry = unsafe { self.entries.add(at) };
+        // SAFETY:
+        // alignment, initialised: the ring is aligned to a page and was zeroed, which is a valid entry.
+        // aliasing: the kernel reads entries up to the published tail, which this one is beyond. The tail itself overlays the
+        // last two bytes of entry 0, which no setter of BufRingEntry writes.
+        let entry = unsafe { entry.as_mut() };
+        entry.set_addr(self.start(buffer) as u64);
+        entry.set_len(self.size as u32);
+        entry.set_bid(buffer);
+        self.tail = self.tail.wrapping_add(1);
+        self.publish();
+    }
+
+    /// Gives all buffers to the kernel, once after the ring was registered.
+    fn provide_all(&mut self) {
+        for buffer in 0..self.count {
+            self.provide(buffer);
+        }
+    }
+
+    #[inline(always)]
+    fn publish(&self) {
+        // SAFETY: the argument is the first entry of the ring, which was zeroed.
+        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
+        // SAFETY:
+        // alignment: the field is a u16 of a repr(C) struct.
+        // aliasing: the kernel reads it atomically, and nobody else here has a reference to it.
+        // lifetime: the ring lives as long as self.
+        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
+        // Release: pairs with the kernel's acquire load of the tail; the entry is complete before it can be seen.
+        tail.store(self.tail, Ordering::Release);
+    }
+}
+
+impl Drop for Inbox {
+    fn drop(&mut self) {
+        if self.leak {
+            return;
+        }
+        // SAFETY: lifetime: allocated in `new` with this layout; the kernel has given it back, or `leak` would be set.
+        unsafe { std::alloc::dealloc(self.entries.as_ptr().cast(), self.ring_layout()) };
+        // SAFETY: lifetime: as above.
+        unsafe { std::alloc::dealloc(self.buffers.as_ptr(), self.buffer_layout()) };
+    }
+}
+
+/// Whole pages for so many bytes.
+fn layout(bytes: usize) -> Layout {
+    let bytes = bytes.max(1).next_multiple_of(RING_ALIGN);
+    Layout::from_size_align(bytes, RING_ALIGN).expect("at most 2^15 buffers of a datagram's size")
+}
+
+fn zeroed(layout: Layout) -> NonNull<u8> {
+    // SAFETY: `layout` makes no empty layouts.
+    let memory = unsafe { std::alloc::alloc_zeroed(layout) };
+    NonNull::new(memory).unwrap_or_else(|| std::alloc::handle_alloc_error(layout))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn pair(message: usize, inbound: u16, outbound: u16) -> Option<(UringDatagrams, UdpSocket)> {
+        let near = UdpSocket::bind("127.0.0.1:0").unwrap();
+        let far = UdpSocket::bind("127.0.0.1:0").unwrap();
+        near.connect(far.local_addr().unwrap()).unwrap();
+        far.connect(near.local_addr().unwrap()).unwrap();
+        match UringDatagrams::new(near.into(), message, inbound, outbound) {
+            Ok(near) => Some((near, far)),
+            Err(error) => {
+                eprintln!("skipped: io_uring: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn messages_go_both_ways_for_longer_than_the_buffers_last() {
+        let Some((mut near, far)) = pair(8, 4, 2) else { return };
+        let mut answer = [0; 8];
+        for round in 0..64u64 {
+            near.queue(|slot| slot.copy_from_slice(&round.to_ne_bytes())).unwrap();
+            near.flush().unwrap();
+            assert_eq!(far.recv(&mut answer).unwrap(), 8);
+            far.send(&answer).unwrap();
+            let mut got = 0;
+            while near.receive(UringWait::Block, |bytes| got = u64::from_ne_bytes(bytes.try_into().unwrap())).unwrap() == 0 {}
+            assert_eq!(got, round);
+        }
+    }
+
+    #[test]
+    fn a_burst_beyond_the_buffers_is_received_after_arming_again() {
+        let Some((mut near, far)) = pair(1, 4, 2) else { return };
+        assert_eq!(near.receive(UringWait::Look, |_| {}).unwrap(), 0);
+        for byte in 0..16u8 {
+            far.send(&[byte]).unwrap();
+        }
+        let mut got = Vec::new();
+        while got.len() < 16 {
+            near.receive(UringWait::AtMost(Duration::from_secs(5)), |bytes| got.extend_from_slice(bytes)).unwrap();
+        }
+        assert_eq!(got, (0..16).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_full_outbox_and_a_silent_peer_are_reported() {
+        let Some((mut near, _far)) = pair(1, 2, 1) else { return };
+        near.queue(|slot| slot[0] = 1).unwrap();
+        assert_eq!(near.room(), 0);
+        assert_eq!(near.queue(|_| {}).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(near.receive(UringWait::AtMost(Duration::from_millis(1)), |_| {}).unwrap(), 0);
+        assert_eq!(near.room(), 1);
+    }
+}
