@@ -70,7 +70,7 @@ impl<S> Endpoint<S> {
                 Err(TrySendError::Full | TrySendError::TooManyCalls) => {}
                 Err(error) => return Err(CallError::NotSent(error.into())),
             }
-            if !self.wait_once(waiting) {
+            if !self.wait_once(Some(id), waiting) {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
             }
         }
@@ -95,7 +95,7 @@ impl<S> Endpoint<S> {
             if let Some(answer) = channel.answer.take() {
                 return Ok(answer);
             }
-            if !self.wait_once(waiting) {
+            if !self.wait_once(Some(id), waiting) {
                 if let Some(channel) = self.channel(id) {
                     channel.awaited = None;
                 }

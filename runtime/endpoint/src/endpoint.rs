@@ -145,7 +145,8 @@ impl<S> Endpoint<S> {
         }
     }
 
-    fn look_up(&self, id: ChannelId) -> Option<&Channel> {
+    #[inline(always)]
+    pub(crate) fn look_up(&self, id: ChannelId) -> Option<&Channel> {
         match self.channels.get(id.slot()) {
             Some(Some(channel)) if channel.id == id => Some(channel),
             _ => None,

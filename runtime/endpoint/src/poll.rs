@@ -2,7 +2,9 @@
 
 use crate::channel::{Channel, ChannelId, Ending};
 use crate::control::{Notice, Watch};
+use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
+use std::time::Duration;
 use tightbeam_segment::{Arrival, Ended, PeerFault};
 
 impl<S> Endpoint<S> {
@@ -27,6 +29,22 @@ impl<S> Endpoint<S> {
             self.reap();
         }
         handled
+    }
+
+    /// As [`poll`](Self::poll), but waits for the first message, at most as long as `within`. Returns 0 if none came, or as
+    /// soon as a channel began or ended.
+    #[inline]
+    pub fn poll_for(&mut self, budget: usize, within: Duration) -> usize {
+        let mut waiting = Waiting::new(within);
+        loop {
+            let handled = self.poll(budget);
+            if handled > 0 || !self.events.is_empty() || self.stopping {
+                return handled;
+            }
+            if !self.wait_once(None, &mut waiting) {
+                return 0;
+            }
+        }
     }
 
     /// Polls until somebody calls [`Stopper::stop`](crate::Stopper::stop), or until the endpoint has no listener and its last

@@ -75,7 +75,7 @@ impl<S> Endpoint<S> {
                 Err(SendError::Full) => {}
                 other => return other,
             }
-            if !self.wait_once(&mut waiting) {
+            if !self.wait_once(None, &mut waiting) {
                 return Err(SendError::DeadlineExceeded);
             }
         }

@@ -5,6 +5,7 @@
 //! and wakes. Every sleep is bounded, so that a peer that wakes nobody, or moves the waiter elsewhere, costs latency only.
 
 use crate::Endpoint;
+use crate::channel::ChannelId;
 use std::time::{Duration, Instant};
 use tightbeam_segment::Port;
 use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
@@ -23,18 +24,18 @@ pub enum Wait {
 
 /// No sleep is longer, whatever happens.
 const BOUND: Duration = Duration::from_millis(10);
-/// Spins between two looks at the clock and at the other channels.
+/// Spins between two looks at the clock and at the other channels: about a microsecond or two.
 const SPINS_A_LOOK: u32 = 64;
-/// Most and least spins before an adaptive endpoint sleeps; 4,096 take 50 to 200 microseconds.
-const MOST_SPINS: u32 = 4096;
-const LEAST_SPINS: u32 = 64;
+/// Most and least looks before an adaptive endpoint sleeps.
+const MOST_LOOKS: u32 = 64;
+const LEAST_LOOKS: u32 = 1;
 
 /// One wait with a deadline.
 pub(crate) struct Waiting {
     within: Duration,
     /// Set at the first look at the clock, so that a quick wait never looks.
     deadline: Option<Instant>,
-    spins: u32,
+    looks: u32,
 }
 
 impl Waiting {
@@ -42,50 +43,65 @@ impl Waiting {
         Waiting {
             within,
             deadline: None,
-            spins: 0,
+            looks: 0,
         }
     }
 }
 
-/// How many spins an adaptive endpoint spends before it sleeps.
+/// How many fruitless looks an adaptive endpoint makes before it sleeps.
 #[derive(Debug)]
 pub(crate) struct SpinBudget(u32);
 
 impl SpinBudget {
     pub(crate) fn new() -> SpinBudget {
-        SpinBudget(MOST_SPINS)
+        SpinBudget(MOST_LOOKS)
     }
 
-    fn spent(&self, spins: u32) -> bool {
-        spins >= self.0
+    fn spent(&self, looks: u32) -> bool {
+        looks >= self.0
     }
 
     /// Spinning was rewarded by a message.
     fn reward(&mut self) {
-        self.0 = (self.0 * 2).min(MOST_SPINS);
+        self.0 = (self.0 * 2).min(MOST_LOOKS);
     }
 
     /// Spinning ended in a sleep.
     fn punish(&mut self) {
-        self.0 = (self.0 / 2).max(LEAST_SPINS);
+        self.0 = (self.0 / 2).max(LEAST_LOOKS);
     }
 }
 
 impl<S> Endpoint<S> {
-    /// Waits a little for something that [`Waiting`] waits for; `false` once its deadline is over.
+    /// Spins a little for what arrives over this channel, then looks around; `false` once the deadline is over.
     #[inline(always)]
-    pub(crate) fn wait_once(&mut self, waiting: &mut Waiting) -> bool {
-        std::hint::spin_loop();
-        waiting.spins += 1;
-        if waiting.spins % SPINS_A_LOOK != 0 && self.wait != Wait::Park {
+    pub(crate) fn wait_once(&mut self, channel: Option<ChannelId>, waiting: &mut Waiting) -> bool {
+        if self.spin(channel) {
             return true;
         }
         self.look_around(waiting)
     }
 
+    /// Spins on the channel given, or on the only one; says whether something has arrived there.
+    #[inline(always)]
+    fn spin(&mut self, channel: Option<ChannelId>) -> bool {
+        let only = match channel {
+            None if self.live == 1 => self.first(),
+            other => other,
+        };
+        match only.and_then(|id| self.look_up(id)) {
+            Some(channel) if self.wait != Wait::Park => channel.port.spin(SPINS_A_LOOK),
+            _ => {
+                std::hint::spin_loop();
+                false
+            }
+        }
+    }
+
     #[cold]
     fn look_around(&mut self, waiting: &mut Waiting) -> bool {
         const BUDGET: usize = 64;
+        waiting.looks += 1;
         let now = Instant::now();
         let deadline = *waiting
             .deadline
@@ -93,21 +109,17 @@ impl<S> Endpoint<S> {
         if now >= deadline {
             return false;
         }
-        if self.poll(BUDGET) == 0 && self.shall_sleep(waiting.spins) {
+        if self.poll(BUDGET) == 0 && self.shall_sleep(waiting.looks) {
             self.park(deadline - now);
         }
         true
     }
 
-    /// Waits a little, `empty` polls after the last message.
+    /// Waits a little, `empty` fruitless waits after the last message.
     #[inline(always)]
     pub(crate) fn idle(&mut self, empty: u32) {
-        if self.wait == Wait::Spin {
-            std::hint::spin_loop();
-        } else if self.shall_sleep(empty) {
+        if !self.spin(None) && self.shall_sleep(empty) {
             self.park(BOUND);
-        } else {
-            std::hint::spin_loop();
         }
     }
 
@@ -116,11 +128,11 @@ impl<S> Endpoint<S> {
         self.spin_budget.reward();
     }
 
-    fn shall_sleep(&mut self, spins: u32) -> bool {
+    fn shall_sleep(&self, looks: u32) -> bool {
         match self.wait {
             Wait::Spin => false,
             Wait::Park => true,
-            Wait::Adaptive => self.spin_budget.spent(spins),
+            Wait::Adaptive => self.spin_budget.spent(looks),
         }
     }
 

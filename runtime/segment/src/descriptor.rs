@@ -32,48 +32,46 @@ pub enum Kind {
     Jump = 4,
 }
 
-/// What is to be sent: the kind and whom it is for.
+/// What is to be sent, and whom it is for: the parts of a header that are known beforehand.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Outgoing {
-    pub(crate) kind: Kind,
-    pub(crate) wanted: bool,
-    pub(crate) target: u16,
-}
+pub struct Outgoing(u64);
 
 impl Outgoing {
     /// A one-way message to the handler with this index.
     #[inline(always)]
     pub const fn message(handler: u16) -> Self {
-        Outgoing {
-            kind: Kind::Message,
-            wanted: false,
-            target: handler,
-        }
+        Outgoing::answer(Kind::Message, handler)
     }
 
     /// A message to this handler that wants a reply. Its number is what [`Port::next_call`](crate::Port::next_call) says.
     #[inline(always)]
     pub const fn call(handler: u16) -> Self {
-        Outgoing {
-            kind: Kind::Message,
-            wanted: true,
-            target: handler,
-        }
+        Outgoing(Outgoing::message(handler).0 | WANTED)
     }
 
     #[inline(always)]
     pub(crate) const fn answer(kind: Kind, call: u16) -> Self {
-        Outgoing {
-            kind,
-            wanted: false,
-            target: call,
-        }
+        Outgoing((kind as u64) << KIND_SHIFT | (call as u64) << TARGET_SHIFT)
+    }
+
+    /// Whether it is a call.
+    #[inline(always)]
+    pub(crate) const fn wanted(self) -> bool {
+        self.0 & WANTED != 0
+    }
+
+    /// Whether it answers a call.
+    #[inline(always)]
+    pub(crate) const fn is_answer(self) -> bool {
+        self.0 & KIND_MASK != 0
     }
 }
 
 const KIND_SHIFT: u32 = 8;
+const KIND_MASK: u64 = 7 << KIND_SHIFT;
 const MULTI: u64 = 1 << 11;
-const RESTART: u64 = 1 << 12;
+/// The next message starts a lap.
+pub(crate) const RESTART: u64 = 1 << 12;
 const KIND_AND_FLAGS: u64 = 0xff00;
 const LEN_SHIFT: u32 = 16;
 const LEN_MASK: u64 = (1 << 11) - 1;
@@ -95,29 +93,21 @@ impl Descriptor {
     pub(crate) const COPIED: u64 = 1 << 13;
     pub(crate) const CONSUMED: u64 = 1 << 14;
 
+    /// The header of a message that fits into one slot; `flags` is 0 or [`RESTART`].
     #[inline(always)]
-    pub(crate) fn new(
-        tag: u8,
-        out: Outgoing,
-        len: usize,
-        consumed: u64,
-        restart: bool,
-    ) -> Descriptor {
-        let mut word = u64::from(tag)
-            | (out.kind as u64) << KIND_SHIFT
-            | (len as u64) << LEN_SHIFT
-            | (consumed & CREDIT_MASK) << CREDIT_SHIFT
-            | u64::from(out.target) << TARGET_SHIFT;
-        if out.wanted {
-            word |= WANTED;
-        }
-        if restart {
-            word |= RESTART;
-        }
-        if len > crate::PAYLOAD_BYTES {
-            word |= MULTI;
-        }
-        Descriptor(word)
+    pub(crate) fn short(tag: u8, out: Outgoing, len: usize, consumed: u64, flags: u64) -> Self {
+        Descriptor(
+            u64::from(tag)
+                | out.0
+                | flags
+                | (len as u64) << LEN_SHIFT
+                | (consumed & CREDIT_MASK) << CREDIT_SHIFT,
+        )
+    }
+
+    /// The header of a message that takes several slots.
+    pub(crate) fn long(tag: u8, out: Outgoing, len: usize, consumed: u64, flags: u64) -> Self {
+        Descriptor::short(tag, out, len, consumed, flags | MULTI)
     }
 
     /// A jump carries its slot where other headers carry credit.
@@ -134,10 +124,10 @@ impl Descriptor {
         self.0 as u8
     }
 
-    /// The tag with kind and flags: equals the tag alone for an ordinary message.
+    /// The tag with kind and flags but R: equals the tag alone for a one-slot message for a handler.
     #[inline(always)]
-    pub(crate) fn low(self) -> u16 {
-        self.0 as u16
+    pub(crate) fn low_without_restart(self) -> u16 {
+        (self.0 & !RESTART) as u16
     }
 
     /// The kind, or `None` for a kind or a flag that nobody defined.
@@ -150,6 +140,12 @@ impl Descriptor {
             4 => Some(Kind::Jump),
             _ => None,
         }
+    }
+
+    /// Of a checked header: the answer to a call, of whatever kind.
+    #[inline(always)]
+    pub(crate) fn is_reply(self) -> bool {
+        self.0 & KIND_MASK != 0
     }
 
     pub(crate) fn kind_bits(self) -> u8 {
@@ -211,8 +207,12 @@ mod tests {
     proptest! {
         #[test]
         fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_MESSAGE, consumed: u64, wanted: bool, restart: bool) {
-            let out = Outgoing { kind: Kind::Message, wanted, target };
-            let d = Descriptor::new(tag, out, len, consumed, restart);
+            let out = if wanted { Outgoing::call(target) } else { Outgoing::message(target) };
+            let flags = if restart { RESTART } else { 0 };
+            let d = match len > crate::PAYLOAD_BYTES {
+                true => Descriptor::long(tag, out, len, consumed, flags),
+                false => Descriptor::short(tag, out, len, consumed, flags),
+            };
             prop_assert_eq!(d.tag(), tag);
             prop_assert_eq!(d.target(), target);
             prop_assert_eq!(d.len(), len);
@@ -221,7 +221,8 @@ mod tests {
             prop_assert_eq!(d.restart(), restart);
             prop_assert_eq!(d.kind(), Some(Kind::Message));
             prop_assert_eq!(d.multi(), len > crate::PAYLOAD_BYTES);
-            prop_assert_eq!(d.low() == u16::from(tag), !restart && !d.multi());
+            prop_assert_eq!(d.low_without_restart() == u16::from(tag), !d.multi());
+            prop_assert_eq!(d.0 as u16 == u16::from(tag), !d.multi() && !restart);
         }
     }
 

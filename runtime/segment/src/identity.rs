@@ -143,7 +143,7 @@ impl Layout {
     pub fn format(self, lines: OwnLines, identity: &Identity) -> Formatted {
         assert!(lines.count() >= self.lines(), "segment too small");
         assert_eq!(identity.depth as usize, self.depth());
-        let line = lines.line(IDENTITY_LINE);
+        let line = lines.head::<IDENTITY_LINE>();
         line.store(WORD_VERSION, u64::from(identity.version));
         line.store(WORD_LAYOUT, identity.layout_hash);
         line.store(WORD_PAGE, u64::from(identity.page_size));
@@ -171,7 +171,7 @@ impl Layout {
                 needed: layout.lines(),
             });
         }
-        let line = lines.line(IDENTITY_LINE);
+        let line = lines.head::<IDENTITY_LINE>();
         let found = line.load_acquire(WORD_MAGIC);
         if found != MAGIC {
             return Err(Mismatch::Magic { found });

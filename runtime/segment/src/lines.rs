@@ -4,6 +4,8 @@
 //! (I2). All access is by whole aligned words (D3), which is sound whatever the other side does and avoids the
 //! store-forwarding stalls of overlapping vector copies.
 
+use crate::layout::RING_LINE;
+use crate::scratch::Chunk;
 use crate::sync::{AtomicU64, Ordering, fence};
 use alloc::boxed::Box;
 use core::ptr::NonNull;
@@ -55,6 +57,7 @@ unsafe impl Send for RawLines {}
 
 impl RawLines {
     fn new(backing: Box<dyn Backing + Send>) -> Self {
+        assert!(backing.lines() >= RING_LINE, "smaller than a segment's head");
         RawLines {
             base: backing.base().cast(),
             count: backing.lines(),
@@ -62,11 +65,23 @@ impl RawLines {
         }
     }
 
+    /// A line of the segment's head, whose number is known when compiling.
+    #[inline(always)]
+    fn head<const INDEX: usize>(&self) -> &Line {
+        const { assert!(INDEX < RING_LINE) };
+        // SAFETY: bounds: INDEX < RING_LINE, checked when compiling, and RING_LINE <= count, checked in `new`.
+        let line = unsafe { self.base.add(INDEX) };
+        // SAFETY: alignment, initialised, aliasing, lifetime: as in `line`.
+        unsafe { line.as_ref() }
+    }
+
     #[inline(always)]
     fn line(&self, index: usize) -> &Line {
-        assert!(index < self.count, "line {index} of {}", self.count);
+        if index >= self.count {
+            outside(index, self.count);
+        }
         // SAFETY:
-        // bounds: index < count, asserted above, and Backing's promise 2 makes count lines readable.
+        // bounds: index < count, checked above, and Backing's promise 2 makes count lines readable.
         let line = unsafe { self.base.add(index) };
         // SAFETY:
         // alignment: base is aligned to 64 by Backing's promise 1, and a line is 64 bytes.
@@ -75,6 +90,12 @@ impl RawLines {
         // lifetime: the reference borrows self, which owns the backing.
         unsafe { line.as_ref() }
     }
+}
+
+#[cold]
+#[inline(never)]
+fn outside(index: usize, count: usize) -> ! {
+    panic!("line {index} of {count}: an index of our own went astray");
 }
 
 /// The lines of my segment: I am their only writer.
@@ -89,6 +110,11 @@ impl OwnLines {
     /// How many lines there are.
     pub fn count(&self) -> LineCount {
         self.0.count
+    }
+
+    #[inline(always)]
+    pub(crate) fn head<const INDEX: usize>(&self) -> OwnLine<'_> {
+        OwnLine(self.0.head::<INDEX>())
     }
 
     #[inline(always)]
@@ -114,6 +140,14 @@ impl<'a> OwnLine<'a> {
     pub(crate) fn publish(self, word: usize, value: u64) {
         // Release: pairs with the fence(Acquire) in `PeerLine::load_acquire` and `PeerLine::acquire`.
         self.0.0[word].store(value, Ordering::Release);
+    }
+
+    /// Writes the payload words; they become visible with the next [`publish`](Self::publish).
+    #[inline(always)]
+    pub(crate) fn store_chunk(self, chunk: &Chunk) {
+        for (n, word) in chunk.iter().enumerate() {
+            self.store(1 + n, *word);
+        }
     }
 
     /// Reads back what I wrote.
@@ -142,6 +176,11 @@ impl PeerLines {
     }
 
     #[inline(always)]
+    pub(crate) fn head<const INDEX: usize>(&self) -> PeerLine<'_> {
+        PeerLine(self.0.head::<INDEX>())
+    }
+
+    #[inline(always)]
     pub(crate) fn line(&self, index: usize) -> PeerLine<'_> {
         PeerLine(self.0.line(index))
     }
@@ -159,6 +198,12 @@ impl<'a> PeerLine<'a> {
     #[inline(always)]
     pub(crate) fn load(self, word: usize) -> u64 {
         self.0.0[word].load(Ordering::Relaxed)
+    }
+
+    /// One load of each payload word.
+    #[inline(always)]
+    pub(crate) fn load_chunk(self) -> Chunk {
+        core::array::from_fn(|n| self.load(1 + n))
     }
 
     /// Makes what the peer wrote before the word just loaded visible.

@@ -20,6 +20,9 @@ use crate::sync::AtomicU64;
 use crate::{Counter, Counters, PeerFault};
 use core::cell::Cell;
 
+/// Stands where no call is open.
+const NO_CALL: u32 = u32::MAX;
+
 /// Value of the closed word once its owner has closed the channel.
 const CLOSED: u64 = 1;
 
@@ -43,8 +46,8 @@ pub struct Port {
     /// Private copy of the last header received, with `COPIED` and `CONSUMED` set as they come true.
     pub(crate) header: Cell<Descriptor>,
     pub(crate) scratch: Scratch,
-    /// Numbers of our calls that await their answer.
-    pub(crate) calls: [Cell<Option<u16>>; MAX_CALLS],
+    /// Numbers of our calls that await their answer, or [`NO_CALL`].
+    pub(crate) calls: [Cell<u32>; MAX_CALLS],
     pub(crate) fault: Cell<Option<PeerFault>>,
     pub(crate) counters: Counters,
     label: u64,
@@ -73,7 +76,7 @@ impl Port {
             peer_layout: peer.layout,
             header: Cell::new(Descriptor(Descriptor::CONSUMED)),
             scratch: Scratch::new(),
-            calls: Default::default(),
+            calls: [const { Cell::new(NO_CALL) }; MAX_CALLS],
             fault: Cell::new(None),
             counters: Counters::default(),
             label,
@@ -130,12 +133,12 @@ impl Port {
         self.publish_cursor();
         self.tx.stop();
         // Release: pairs with the acquire in `peer_ended`; all that was sent is visible to who sees this.
-        self.own.line(STATE_LINE).publish(STATE_CLOSED, CLOSED);
+        self.own.head::<STATE_LINE>().publish(STATE_CLOSED, CLOSED);
     }
 
     /// Whether the peer has closed the channel. Ask *before* the look that finds the ring empty: then nothing is missed.
     pub fn peer_ended(&self) -> Ended {
-        match self.peer.line(STATE_LINE).load_acquire(STATE_CLOSED) {
+        match self.peer.head::<STATE_LINE>().load_acquire(STATE_CLOSED) {
             0 => Ended::No,
             _ => Ended::Closed,
         }
@@ -147,26 +150,26 @@ impl Port {
     /// and only then sleep, on [`peer_wake_word`](Self::peer_wake_word).
     pub fn set_asleep(&self, asleep: bool) {
         // Release: pairs with nothing by itself; `membarrier` in the sleeper orders it against the sender's look.
-        self.own.line(STATE_LINE).publish(STATE_ASLEEP, u64::from(asleep));
+        self.own.head::<STATE_LINE>().publish(STATE_ASLEEP, u64::from(asleep));
     }
 
     /// Whether the peer says that it sleeps. One load of a line that rarely changes; costs nothing while the peer is awake.
     #[inline(always)]
     pub fn peer_asleep(&self) -> bool {
-        self.peer.line(STATE_LINE).load(STATE_ASLEEP) != 0
+        self.peer.head::<STATE_LINE>().load(STATE_ASLEEP) != 0
     }
 
     /// Changes the word that a sleeping peer waits on; the caller then makes the wake-up call on it.
     pub fn bump_wake_word(&self) -> &AtomicU64 {
         self.counters.add(Counter::Wakes);
-        let line = self.own.line(STATE_LINE);
+        let line = self.own.head::<STATE_LINE>();
         line.publish(STATE_WAKE, line.load(STATE_WAKE).wrapping_add(1));
         line.word(STATE_WAKE)
     }
 
     /// The word in the peer's segment that changes when the peer wakes us. Its value is only compared, never used.
     pub fn peer_wake_word(&self) -> &AtomicU64 {
-        self.peer.line(STATE_LINE).word(STATE_WAKE)
+        self.peer.head::<STATE_LINE>().word(STATE_WAKE)
     }
 
     /// The number that the next message sent will have if it is a call.
@@ -177,16 +180,36 @@ impl Port {
 
     /// How many of our calls await their answer.
     pub fn open_calls(&self) -> usize {
-        self.calls.iter().filter(|c| c.get().is_some()).count()
+        self.calls.iter().filter(|call| call.get() != NO_CALL).count()
+    }
+
+    /// A place to note a call in, if one more may be open.
+    #[inline(always)]
+    pub(crate) fn free_call(&self) -> Option<&Cell<u32>> {
+        self.calls.iter().find(|call| call.get() == NO_CALL)
+    }
+
+    /// Where an open call is noted.
+    #[inline(always)]
+    pub(crate) fn open_call(&self, number: u16) -> Option<&Cell<u32>> {
+        self.calls.iter().find(|call| call.get() == u32::from(number))
+    }
+
+    /// Forgets an open call.
+    #[inline(always)]
+    pub(crate) fn close_call(&self, number: u16) {
+        if let Some(call) = self.open_call(number) {
+            call.set(NO_CALL);
+        }
     }
 
     /// Tells the peer how much of its ring has been consumed.
     #[inline(always)]
     pub(crate) fn publish_cursor(&self) {
-        let line = self.own.line(CURSOR_LINE);
+        let line = self.own.head::<CURSOR_LINE>();
         line.store(CURSOR_SENT, self.tx.messages());
         // Release: pairs with the acquire in `take_credit_from_cursor`; whoever sees the count also sees CURSOR_SENT.
-        line.publish(CURSOR_CONSUMED, self.rx.publish());
+        line.publish(CURSOR_CONSUMED, self.rx.consumed());
     }
 
     /// What an outgoing header says of credit. A message that is being handled counts as consumed, so its payload is

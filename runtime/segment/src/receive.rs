@@ -5,9 +5,10 @@
 //! handled; the payload is copied out when somebody asks for it, or before the credit for it goes out.
 
 use crate::descriptor::{Descriptor, Kind, next_tag, slots_of};
-use crate::layout::{LINE_PAYLOAD_WORDS, Layout, MAX_MESSAGE, PAYLOAD_BYTES, RING_LINE};
+use crate::layout::{Layout, MAX_MESSAGE, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
+use crate::sync::spin_loop;
 use crate::{Answer, Arrival, PeerFault};
 use core::cell::Cell;
 
@@ -18,32 +19,36 @@ const STOPPED: u16 = 0x8000;
 pub(crate) struct Receiver {
     /// Slot in which the next message will be.
     index: Cell<usize>,
+    /// At this slot there is something to decide: publish the cursor, or the peer went too far.
+    bound: Cell<usize>,
     /// Its lap tag.
     tag: Cell<u16>,
-    /// Slots consumed since the channel was opened.
-    consumed: Cell<u64>,
-    /// Value of `consumed` that the cursor line says.
-    published: Cell<u64>,
+    /// `base + index` slots were consumed since the channel was opened.
+    base: Cell<u64>,
     messages: Cell<u64>,
-    /// Publish the cursor when this many slots have been consumed since.
-    quarter: u64,
+    /// Publish the cursor after this many slots of a lap.
+    quarter: usize,
+    starts: usize,
 }
 
 impl Receiver {
     pub(crate) fn new(layout: Layout, start: u64, tag: u8) -> Receiver {
+        let quarter = (layout.depth() / 4).max(1);
         Receiver {
             index: Cell::new(0),
+            bound: Cell::new(quarter),
             tag: Cell::new(u16::from(tag)),
-            consumed: Cell::new(start),
-            published: Cell::new(start),
+            base: Cell::new(start),
             messages: Cell::new(start),
-            quarter: (layout.depth() as u64 / 4).max(1),
+            quarter,
+            starts: layout.starts(),
         }
     }
 
+    /// Slots consumed since the channel was opened.
     #[inline(always)]
     pub(crate) fn consumed(&self) -> u64 {
-        self.consumed.get()
+        self.base.get().wrapping_add(self.index.get() as u64)
     }
 
     #[inline(always)]
@@ -51,27 +56,27 @@ impl Receiver {
         self.messages.get()
     }
 
-    /// Notes that the cursor line now says what has been consumed, and returns that.
-    #[inline(always)]
-    pub(crate) fn publish(&self) -> u64 {
-        self.published.set(self.consumed.get());
-        self.consumed.get()
-    }
-
     /// From now on each look finds the fault: an index inside the mapping, and a tag that no honest peer writes.
     pub(crate) fn stop(&self) {
+        self.base.set(self.consumed());
         self.index.set(0);
         self.tag.set(STOPPED);
     }
 
-    fn advance(&self, slots: usize) {
-        self.index.set(self.index.get() + slots);
-        self.consumed.set(self.consumed.get().wrapping_add(slots as u64));
+    #[inline(always)]
+    fn start_lap(&self) {
+        self.base.set(self.consumed());
+        self.index.set(0);
+        self.bound.set(self.quarter);
+        self.tag.set(u16::from(next_tag(self.tag.get() as u8)));
     }
 
-    fn start_lap(&self) {
-        self.index.set(0);
-        self.tag.set(u16::from(next_tag(self.tag.get() as u8)));
+    /// Goes on at another slot of the lap, past a marker that took one.
+    fn jump_to(&self, slot: usize) {
+        let consumed = self.consumed().wrapping_add(1);
+        self.index.set(slot);
+        self.base.set(consumed.wrapping_sub(slot as u64));
+        self.bound.set((slot + self.quarter).min(self.starts));
     }
 }
 
@@ -124,7 +129,24 @@ impl Port {
                 handler: Descriptor(word).target(),
             };
         }
-        self.rare_arrival(Descriptor(word))
+        self.other_arrival(Descriptor(word))
+    }
+
+    /// Looks until there is something or `spins` looks found nothing; says whether there is something. Takes nothing.
+    ///
+    /// The loop is as tight as a bare cache-line ping-pong's: a longer way round costs latency at the moment when the
+    /// message arrives (1.9x of that floor instead of 1.2x, when the whole poll was the loop).
+    #[inline(always)]
+    pub fn spin(&self, spins: u32) -> bool {
+        let line = self.peer.line(RING_LINE + self.rx.index.get());
+        let tag = self.rx.tag.get() as u8;
+        for _ in 0..spins {
+            if Descriptor(line.load(0)).tag() == tag {
+                return true;
+            }
+            spin_loop();
+        }
+        false
     }
 
     /// Whether a look would find something; changes nothing.
@@ -139,7 +161,24 @@ impl Port {
 
     /// Everything but a one-slot message for a handler.
     #[inline(always)]
-    fn rare_arrival(&mut self, found: Descriptor) -> Arrival {
+    fn other_arrival(&mut self, found: Descriptor) -> Arrival {
+        const REPLY: u16 = (Kind::Reply as u16) << 8;
+        let (call, low) = (found.target(), found.low_without_restart());
+        if low == self.rx.tag.get() | REPLY && self.open_call(call).is_some() {
+            PeerLine::acquire();
+            self.header.set(found);
+            return Arrival::Reply {
+                call,
+                answer: Answer::Reply,
+            };
+        }
+        if low == self.rx.tag.get() {
+            PeerLine::acquire();
+            self.header.set(found);
+            return Arrival::Message {
+                handler: found.target(),
+            };
+        }
         if found.tag() != self.rx.tag.get() as u8 {
             return match self.fault.get() {
                 None => Arrival::Empty,
@@ -177,8 +216,7 @@ impl Port {
         if slot >= slots || slot <= self.rx.index.get() {
             return Err(PeerFault::Slot { slot, slots });
         }
-        self.rx.advance(1);
-        self.rx.index.set(slot);
+        self.rx.jump_to(slot);
         let next = Descriptor(self.head());
         if next.tag() != self.rx.tag.get() as u8 {
             return Ok(None);
@@ -209,7 +247,7 @@ impl Port {
             }
         };
         let call = found.target();
-        if !self.calls.iter().any(|c| c.get() == Some(call)) {
+        if self.open_call(call).is_none() {
             return Err(PeerFault::UnknownCall { call });
         }
         Ok(Arrival::Reply { call, answer })
@@ -234,33 +272,27 @@ impl Port {
         let header = self.header.get();
         self.header.set(Descriptor(header.0 | Descriptor::CONSUMED));
         self.rx.messages.set(self.rx.messages.get().wrapping_add(1));
-        if header.is_plain() {
-            self.rx.advance(1);
-            if self.rx.index.get() >= self.peer_layout.starts() {
-                self.overrun();
-            }
-        } else {
-            self.consume_flagged(header);
+        if header.is_reply() {
+            self.close_call(header.target());
         }
-        let unpublished = self.rx.consumed.get().wrapping_sub(self.rx.published.get());
-        if unpublished >= self.rx.quarter {
-            self.publish_cursor();
+        let end = self.rx.index.get() + header.slots();
+        self.rx.index.set(end);
+        if header.restart() {
+            self.rx.start_lap();
+        } else if end >= self.rx.bound.get() {
+            self.at_bound(end);
         }
     }
 
+    /// Publishes the cursor in the middle of a long drain; refuses a peer that does not start over at the ring's end.
+    #[cold]
     #[inline(never)]
-    fn consume_flagged(&mut self, header: Descriptor) {
-        if header.kind() != Some(Kind::Message) && header.0 & 0x700 != 0 {
-            let call = Some(header.target());
-            if let Some(open) = self.calls.iter().find(|c| c.get() == call) {
-                open.set(None);
-            }
-        }
-        self.rx.advance(header.slots());
-        if header.restart() {
-            self.rx.start_lap();
-        } else if self.rx.index.get() >= self.peer_layout.starts() {
+    fn at_bound(&self, end: usize) {
+        if end >= self.rx.starts {
             self.overrun();
+        } else {
+            self.rx.bound.set((end + self.rx.quarter).min(self.rx.starts));
+            self.publish_cursor();
         }
     }
 
@@ -276,9 +308,7 @@ impl Port {
     /// Publishes what has been consumed: call it when a drain ends, so that a peer that only sends gets its credit.
     #[inline(always)]
     pub fn finish_drain(&self) {
-        if self.rx.consumed.get() != self.rx.published.get() {
-            self.publish_cursor();
-        }
+        self.publish_cursor();
     }
 
     /// The payload of the message that was looked at last, if it was copied out: of a reply, after it was consumed.
@@ -304,26 +334,19 @@ impl Port {
             return;
         }
         self.header.set(Descriptor(header.0 | Descriptor::COPIED));
-        let first = self.peer.line(RING_LINE + self.rx.index.get());
-        let words = header.payload_len().div_ceil(8);
-        if words <= LINE_PAYLOAD_WORDS {
-            // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
-            // two lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
-            unsafe { self.scratch.fill((0..words).map(|n| first.load(1 + n))) }
-        } else {
-            self.copy_out_rest(words);
+        let (first, slots) = (RING_LINE + self.rx.index.get(), header.slots());
+        if header.len() == 0 {
+            return;
         }
-    }
-
-    #[inline(never)]
-    fn copy_out_rest(&self, words: usize) {
-        let start = RING_LINE + self.rx.index.get();
-        let lines = (0..words.div_ceil(LINE_PAYLOAD_WORDS)).map(|n| self.peer.line(start + n));
-        let words = lines
-            .flat_map(|line| (0..LINE_PAYLOAD_WORDS).map(move |n| line.load(1 + n)))
-            .take(words);
-        // SAFETY: aliasing: as in `copy_out`, the only caller.
-        unsafe { self.scratch.fill(words) }
+        if slots == 1 {
+            let chunk = self.peer.line(first).load_chunk();
+            // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
+            // a few lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
+            unsafe { self.scratch.fill(1, |_| chunk) }
+        } else {
+            // SAFETY: aliasing: as above.
+            unsafe { self.scratch.fill(slots, |n| self.peer.line(first + n).load_chunk()) }
+        }
     }
 }
 
@@ -342,10 +365,4 @@ impl Descriptor {
         slots_of(self.payload_len())
     }
 
-    /// Neither kind nor flags: the private bits do not count.
-    #[inline(always)]
-    fn is_plain(self) -> bool {
-        const PRIVATE: u16 = (Descriptor::COPIED | Descriptor::CONSUMED) as u16;
-        (self.low() & !PRIVATE) >> 8 == 0
-    }
 }

@@ -17,12 +17,14 @@
 //!
 //! The fast path compares one index with `until`, the slot up to which nothing needs to be decided.
 
-use crate::descriptor::{CREDIT_MASK, Descriptor, Kind, Outgoing, next_tag, slots_of};
+use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
 use crate::layout::{
-    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, LINE_PAYLOAD_WORDS, Layout, MAX_MESSAGE,
-    PAYLOAD_BYTES, RING_LINE,
+    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_MESSAGE, PAYLOAD_BYTES,
+    RING_LINE,
 };
+use crate::lines::OwnLine;
 use crate::port::Port;
+use crate::scratch::Chunk;
 use crate::{Counter, PeerFault};
 use core::cell::Cell;
 
@@ -91,6 +93,7 @@ impl Lap {
 }
 
 /// Whether a count that wraps has reached another.
+#[inline(always)]
 fn reached(count: u64, other: u64) -> bool {
     count.wrapping_sub(other) as i64 >= 0
 }
@@ -102,8 +105,8 @@ pub(crate) struct Sender {
     /// A message that ends at or before this slot needs no decision.
     until: Cell<usize>,
     tag: Cell<u8>,
-    /// Slots sent since the channel was opened, jump markers among them.
-    sent: Cell<u64>,
+    /// `base + index` slots were sent since the channel was opened, jump markers among them.
+    base: Cell<u64>,
     /// Slots known to be consumed: `acked <= sent`, may be stale.
     acked: Cell<u64>,
     messages: Cell<u64>,
@@ -126,7 +129,7 @@ impl Sender {
             index: Cell::new(0),
             until: Cell::new(0),
             tag: Cell::new(tag),
-            sent: Cell::new(start),
+            base: Cell::new(start),
             acked: Cell::new(start),
             messages: Cell::new(start),
             lap: Cell::new(Lap::starting(start)),
@@ -151,8 +154,21 @@ impl Sender {
         self.until.set(0);
     }
 
+    /// Slots sent since the channel was opened, jump markers among them.
+    #[inline(always)]
+    fn sent(&self) -> u64 {
+        self.base.get().wrapping_add(self.index.get() as u64)
+    }
+
+    /// Whether the header received last says that everything sent has been consumed.
+    #[inline(always)]
+    fn drained_by(&self, header: Descriptor, number: u64) -> bool {
+        header.credit() == self.sent() & CREDIT_MASK
+            && !reached(self.stale_until.get(), number)
+    }
+
     fn in_flight(&self) -> u64 {
-        self.sent.get().wrapping_sub(self.acked.get())
+        self.sent().wrapping_sub(self.acked.get())
     }
 
     /// Slots in flight that hold messages.
@@ -163,11 +179,11 @@ impl Sender {
         (self.in_flight() - markers) as usize
     }
 
-    fn admits(&self, layout: Layout, slots: usize, kind: Kind) -> bool {
+    fn admits(&self, layout: Layout, slots: usize, out: Outgoing) -> bool {
         let held = self.messages_in_flight();
-        match kind {
-            Kind::Message => held + slots <= layout.depth() || held == 0,
-            _ => held + slots <= layout.admitted_reply(),
+        match out.is_answer() {
+            false => held + slots <= layout.depth() || held == 0,
+            true => held + slots <= layout.admitted_reply(),
         }
     }
 
@@ -192,95 +208,157 @@ impl Port {
     /// The payload, at most [`MAX_MESSAGE`] bytes, is copied into my segment; the peer sees it whole or not at all.
     #[inline(always)]
     pub fn try_send(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
-        let slots = slots_of(payload.len());
-        let mut restart = false;
-        if out.wanted || self.tx.index.get() + slots > self.tx.until.get() {
-            restart = self.make_room(out, payload.len(), slots)?;
+        if payload.len() > PAYLOAD_BYTES {
+            return self.send_long(out, payload);
         }
-        let index = self.tx.index.get();
-        if slots > 1 {
-            self.store_rest(index, payload);
+        let flags = self.prepare(out, 1)?;
+        let tx = &self.tx;
+        let line = self.own.line(RING_LINE + tx.index.get());
+        match payload.first_chunk() {
+            Some(chunk) => line.store_chunk(&words(chunk)),
+            None => store_words(line, payload),
         }
-        let line = self.own.line(RING_LINE + index);
-        let first = &payload[..payload.len().min(PAYLOAD_BYTES)];
-        store_payload(first, |word, value| line.store(1 + word, value));
-        let header =
-            Descriptor::new(self.tx.tag.get(), out, payload.len(), self.credit(), restart);
-        // Release: pairs with the acquire in `Port::arrival`; the payload is visible to who sees this header.
-        line.publish(0, header.0);
-        self.tx.index.set(index + slots);
-        self.tx.sent.set(self.tx.sent.get().wrapping_add(slots as u64));
-        self.tx.messages.set(self.tx.messages.get().wrapping_add(1));
-        if restart {
-            self.start_lap();
-        }
+        let header = Descriptor::short(tx.tag.get(), out, payload.len(), self.credit(), flags);
+        self.publish(line, header, 1);
         Ok(())
     }
 
-    /// The slots behind the first of a long message: their header words are 0, which is no message.
     #[inline(never)]
-    fn store_rest(&self, index: usize, payload: &[u8]) {
-        for (n, part) in payload.chunks(PAYLOAD_BYTES).enumerate().skip(1) {
-            let line = self.own.line(RING_LINE + index + n);
-            line.store(0, 0);
-            store_payload(part, |word, value| line.store(1 + word, value));
+    fn send_long(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
+        let (len, max) = (payload.len(), MAX_MESSAGE);
+        if len > max {
+            return Err(TrySendError::TooLarge { len, max });
         }
+        let slots = slots_of(len);
+        let flags = self.prepare(out, slots)?;
+        let tx = &self.tx;
+        let line = self.own.line(RING_LINE + tx.index.get());
+        if let Some((chunk, rest)) = payload.split_first_chunk() {
+            line.store_chunk(&words(chunk));
+            self.store_rest(tx.index.get(), rest);
+        }
+        let header = Descriptor::long(tx.tag.get(), out, payload.len(), self.credit(), flags);
+        self.publish(line, header, slots);
+        Ok(())
+    }
+
+    /// Finds room and notes a call; returns the flags of the header.
+    #[inline(always)]
+    fn prepare(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
+        let mut flags = 0;
+        if self.tx.index.get() + slots > self.tx.until.get() {
+            flags = match self.tx.drained_by(self.header.get(), self.messages_seen()) {
+                true => self.stay_hot(out, slots)?,
+                false => self.make_room(out, slots)?,
+            };
+        }
+        if out.wanted() {
+            let call = self.free_call().ok_or(TrySendError::TooManyCalls)?;
+            call.set(u32::from(self.next_call()));
+        }
+        Ok(flags)
+    }
+
+    #[inline(always)]
+    fn publish(&self, line: OwnLine<'_>, header: Descriptor, slots: usize) {
+        // Release: pairs with the acquire in `Port::arrival`; the payload is visible to who sees this header.
+        line.publish(0, header.0);
+        let tx = &self.tx;
+        tx.index.set(tx.index.get() + slots);
+        tx.messages.set(tx.messages.get().wrapping_add(1));
+        if header.restart() {
+            self.start_lap();
+        }
+    }
+
+    /// The slots behind the first of a long message: their header words are 0, which is no message.
+    #[inline(always)]
+    fn store_rest(&self, index: usize, rest: &[u8]) {
+        let (chunks, last) = rest.as_chunks();
+        let mut slot = RING_LINE + index;
+        for chunk in chunks {
+            slot += 1;
+            let line = self.own.line(slot);
+            line.store(0, 0);
+            line.store_chunk(&words(chunk));
+        }
+        if !last.is_empty() {
+            let line = self.own.line(slot + 1);
+            line.store(0, 0);
+            store_words(line, last);
+        }
+    }
+
+    /// The usual decision of a ring that keeps draining: start over once the hot set is used up, else go on in it.
+    #[inline(always)]
+    fn stay_hot(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
+        let tx = &self.tx;
+        let (index, end) = (tx.index.get(), tx.index.get() + slots);
+        tx.acked.set(tx.sent());
+        tx.credit_of.set(self.messages_seen());
+        if tx.stopped.get() {
+            return Err(self.refusal());
+        }
+        // Slot 0 must stay free for a jump marker, so the first message of a lap cannot be its last.
+        if index > 0 && end >= HOT_SLOTS {
+            self.counters.add(Counter::Restarts);
+            return Ok(RESTART);
+        }
+        let clean_to = tx.clean_to.get().min(self.layout.starts());
+        if end < clean_to {
+            let hot = end.max(HOT_SLOTS - 1).min(clean_to - 1);
+            tx.until.set(hot.min(index + self.layout.depth()));
+            return Ok(0);
+        }
+        self.make_room(out, slots)
     }
 
     /// The slow path: takes credit, finds room, decides whether this message ends the lap, and how far the fast path goes.
     #[cold]
     #[inline(never)]
-    fn make_room(&self, out: Outgoing, len: usize, slots: usize) -> Result<bool, TrySendError> {
-        if len > MAX_MESSAGE {
-            return Err(TrySendError::TooLarge {
-                len,
-                max: MAX_MESSAGE,
-            });
-        }
+    fn make_room(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
         let tx = &self.tx;
         if tx.stopped.get() {
-            return Err(match self.fault.get() {
-                Some(fault) => TrySendError::Fault(fault),
-                None => TrySendError::Closed,
-            });
+            return Err(self.refusal());
         }
-        let call = match out.wanted {
-            true => Some(self.free_call().ok_or(TrySendError::TooManyCalls)?),
-            false => None,
-        };
         let news = self.take_credit_from_header()?;
-        if !self.fits(slots, out.kind) {
+        if !self.fits(slots, out) {
             self.take_credit_from_cursor()?;
-            if !self.fits(slots, out.kind) {
+            if !self.fits(slots, out) {
                 self.counters.add(Counter::Full);
                 return Err(TrySendError::Full);
             }
         }
-        if let Some(call) = call {
-            call.set(Some(self.next_call()));
-        }
         let (index, end) = (tx.index.get(), tx.index.get() + slots);
         if end >= self.layout.starts() {
-            return Ok(true);
+            return Ok(RESTART);
         }
-        // Slot 0 must stay free for a jump marker, so the first message of a lap cannot be its last.
         if end >= HOT_SLOTS && index > 0 {
             if tx.in_flight() > 0 && !news {
                 self.take_credit_from_cursor()?;
             }
             if tx.in_flight() == 0 {
                 self.counters.add(Counter::Restarts);
-                return Ok(true);
+                return Ok(RESTART);
             }
         }
         self.extend(end, slots);
-        Ok(false)
+        Ok(0)
+    }
+
+    /// Why a stopped port sends nothing.
+    #[cold]
+    fn refusal(&self) -> TrySendError {
+        match self.fault.get() {
+            Some(fault) => TrySendError::Fault(fault),
+            None => TrySendError::Closed,
+        }
     }
 
     /// Whether the message may be sent and has a place; jumps over the tail of the lap before if that gives it one.
-    fn fits(&self, slots: usize, kind: Kind) -> bool {
+    fn fits(&self, slots: usize, out: Outgoing) -> bool {
         let tx = &self.tx;
-        if !tx.admits(self.layout, slots, kind) {
+        if !tx.admits(self.layout, slots, out) {
             return false;
         }
         tx.index.get() + slots <= tx.limit(self.layout)
@@ -305,11 +383,11 @@ impl Port {
         let marker = Descriptor::jump(tx.tag.get(), target);
         // Release: pairs with the acquire in `Port::arrival`; the cleared target is visible to who sees the marker.
         self.own.line(RING_LINE + index).publish(0, marker.0);
-        tx.sent.set(tx.sent.get().wrapping_add(1));
-        lap.jump_after = tx.sent.get().wrapping_sub(lap.base);
+        lap.jump_after = index as u64 + 1;
         lap.skew = target - (index + 1);
         tx.lap.set(lap);
         tx.index.set(target);
+        tx.base.set(lap.base.wrapping_sub(lap.skew as u64));
         tx.clean_to.set(tx.clean_to.get().max(target + 1));
         true
     }
@@ -342,21 +420,19 @@ impl Port {
         );
     }
 
+    #[inline(always)]
     fn start_lap(&self) {
         let tx = &self.tx;
         let mut ended = tx.lap.get();
         ended.end = tx.index.get();
         tx.previous.set(ended);
-        tx.lap.set(Lap::starting(tx.sent.get()));
+        tx.lap.set(Lap::starting(tx.sent()));
+        tx.base.set(tx.sent());
         tx.clean_to.set(ended.end.min(self.layout.starts()));
         tx.tag.set(next_tag(tx.tag.get()));
         tx.stride.set(FIRST_STRIDE);
         tx.index.set(0);
         tx.until.set(0);
-    }
-
-    fn free_call(&self) -> Option<&Cell<Option<u16>>> {
-        self.calls.iter().find(|call| call.get().is_none())
     }
 
     /// Takes the credit that came with the last message; says whether there was a message that it was not taken from before.
@@ -374,7 +450,7 @@ impl Port {
             let alleged = tx.acked.get().wrapping_add(gained);
             return Err(TrySendError::Fault(self.fail(PeerFault::CreditAhead {
                 alleged,
-                sent: tx.sent.get(),
+                sent: tx.sent(),
             })));
         }
         tx.acked.set(tx.acked.get().wrapping_add(gained));
@@ -384,14 +460,14 @@ impl Port {
     /// Takes the credit in the peer's cursor line: a cache miss, so only when it is needed.
     fn take_credit_from_cursor(&self) -> Result<(), TrySendError> {
         let tx = &self.tx;
-        let line = self.peer.line(CURSOR_LINE);
+        let line = self.peer.head::<CURSOR_LINE>();
         let alleged = line.load_acquire(CURSOR_CONSUMED);
         let sent_then = line.load(CURSOR_SENT);
         let before = tx.last_cursor.get();
         let fault = if !reached(alleged, before) {
             Some(PeerFault::CreditBackwards { before, alleged })
-        } else if !reached(tx.sent.get(), alleged) {
-            let sent = tx.sent.get();
+        } else if !reached(tx.sent(), alleged) {
+            let sent = tx.sent();
             Some(PeerFault::CreditAhead { alleged, sent })
         } else {
             None
@@ -411,16 +487,23 @@ impl Port {
     }
 }
 
-/// Hands the bytes on as words, the last one filled up with zeros.
+/// The payload of one slot as words.
 #[inline(always)]
-fn store_payload(bytes: &[u8], mut store: impl FnMut(usize, u64)) {
+fn words(chunk: &[u8; PAYLOAD_BYTES]) -> Chunk {
+    let (words, _) = chunk.as_chunks::<8>();
+    core::array::from_fn(|n| u64::from_ne_bytes(words[n]))
+}
+
+/// Writes less than one slot's payload, the last word filled up with zeros.
+#[inline(always)]
+fn store_words(line: OwnLine<'_>, bytes: &[u8]) {
     let (words, rest) = bytes.as_chunks::<8>();
-    for (n, word) in words.iter().take(LINE_PAYLOAD_WORDS).enumerate() {
-        store(n, u64::from_ne_bytes(*word));
+    for (n, word) in words.iter().enumerate() {
+        line.store(1 + n, u64::from_ne_bytes(*word));
     }
     if !rest.is_empty() {
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        store(words.len(), u64::from_ne_bytes(last));
+        line.store(1 + words.len(), u64::from_ne_bytes(last));
     }
 }

@@ -48,19 +48,21 @@ pub struct UringDatagrams {
     ring: IoUring,
     inbox: Inbox,
     outbox: Box<[u8]>,
-    /// Bytes of one message, and of one slot of the outbox.
+    /// Bytes of the longest message, and of one slot of the outbox.
     message: usize,
     stride: usize,
     /// Slots of the outbox that were filled since the kernel last took all.
     queued: usize,
-    /// The multishot receive is in force.
+    /// The multishot receive is in force, or on its way.
     armed: bool,
+    /// Something was pushed that the kernel has not taken yet.
+    pending: bool,
     socket: OwnedFd,
 }
 
 impl UringDatagrams {
-    /// Takes a connected datagram socket. Messages sent are `message` bytes long, received ones at most that; `inbound` buffers,
-    /// a power of two, stand ready for arrivals, and `outbound` sends can be queued.
+    /// Takes a connected datagram socket. Messages are at most `message` bytes long; `inbound` buffers, a power of two,
+    /// stand ready for arrivals, and `outbound` sends can be queued.
     pub fn new(socket: OwnedFd, message: usize, inbound: u16, outbound: u16) -> io::Result<UringDatagrams> {
         if message == 0 || outbound == 0 || !inbound.is_power_of_two() || inbound > MAX_INBOUND {
             return Err(io::ErrorKind::InvalidInput.into());
@@ -88,6 +90,7 @@ impl UringDatagrams {
             stride,
             queued: 0,
             armed: false,
+            pending: false,
             socket,
         };
         datagrams.inbox.provide_all();
@@ -104,16 +107,19 @@ impl UringDatagrams {
         self.outbox.len() / self.stride - self.queued
     }
 
-    /// Lets `fill` write a message and queues it. `WouldBlock` if there is no [`room`](Self::room).
+    /// Lets `fill` write a message of `size` bytes and queues it. `WouldBlock` if there is no [`room`](Self::room).
     #[inline]
-    pub fn queue(&mut self, fill: impl FnOnce(&mut [u8])) -> io::Result<()> {
+    pub fn queue(&mut self, size: usize, fill: impl FnOnce(&mut [u8])) -> io::Result<()> {
+        if size > self.message {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
         let start = self.queued * self.stride;
-        let Some(slot) = self.outbox.get_mut(start..start + self.message) else {
+        let Some(slot) = self.outbox.get_mut(start..start + size) else {
             return Err(io::ErrorKind::WouldBlock.into());
         };
         fill(slot);
         // DONTWAIT: the kernel copies the bytes or fails during the submission, so that the slot is free after it.
-        let entry = opcode::Send::new(Fixed(0), slot.as_ptr(), self.message as u32)
+        let entry = opcode::Send::new(Fixed(0), slot.as_ptr(), slot.len() as u32)
             .flags(libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
             .build()
             .flags(squeue::Flags::SKIP_SUCCESS)
@@ -133,18 +139,17 @@ impl UringDatagrams {
     #[inline]
     pub fn receive(&mut self, wait: UringWait, mut each: impl FnMut(&[u8])) -> io::Result<usize> {
         self.arm()?;
-        if self.queued > 0 {
+        if self.pending {
             self.enter(wait)?;
         }
         let taken = self.reap(&mut each)?;
         if taken > 0 {
             return Ok(taken);
         }
-        let idle = wait == UringWait::Look && self.armed && !self.ring.submission().taskrun();
-        if idle {
+        self.arm()?;
+        if wait == UringWait::Look && !self.pending && !self.ring.submission().taskrun() {
             return Ok(0);
         }
-        self.arm()?;
         self.enter(wait)?;
         self.reap(&mut each)
     }
@@ -154,6 +159,7 @@ impl UringDatagrams {
         // lifetime: a send's slot is not reused before the submission that consumes it (`queued` is reset only when the queue is
         // empty); the receive's buffers live in `inbox`. Drop cancels what is in flight before either goes.
         let pushed = unsafe { self.ring.submission().push(entry) };
+        self.pending |= pushed.is_ok();
         pushed.map_err(|_| io::ErrorKind::WouldBlock.into())
     }
 
@@ -189,6 +195,7 @@ impl UringDatagrams {
             }
             if self.ring.submission().is_empty() {
                 self.queued = 0;
+                self.pending = false;
                 return Ok(());
             }
         }
@@ -405,7 +412,7 @@ mod tests {
         let Some((mut near, far)) = pair(8, 4, 2) else { return };
         let mut answer = [0; 8];
         for round in 0..64u64 {
-            near.queue(|slot| slot.copy_from_slice(&round.to_ne_bytes())).unwrap();
+            near.queue(8, |slot| slot.copy_from_slice(&round.to_ne_bytes())).unwrap();
             near.flush().unwrap();
             assert_eq!(far.recv(&mut answer).unwrap(), 8);
             far.send(&answer).unwrap();
@@ -430,11 +437,22 @@ mod tests {
     }
 
     #[test]
+    fn looking_alone_finds_what_arrives() {
+        let Some((mut near, far)) = pair(1, 4, 2) else { return };
+        assert_eq!(near.receive(UringWait::Look, |_| {}).unwrap(), 0);
+        far.send(b"x").unwrap();
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while near.receive(UringWait::Look, |bytes| assert_eq!(bytes, b"x")).unwrap() == 0 {
+            assert!(std::time::Instant::now() < deadline, "it was never seen");
+        }
+    }
+
+    #[test]
     fn a_full_outbox_and_a_silent_peer_are_reported() {
         let Some((mut near, _far)) = pair(1, 2, 1) else { return };
-        near.queue(|slot| slot[0] = 1).unwrap();
+        near.queue(1, |slot| slot[0] = 1).unwrap();
         assert_eq!(near.room(), 0);
-        assert_eq!(near.queue(|_| {}).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        assert_eq!(near.queue(1, |_| {}).unwrap_err().kind(), io::ErrorKind::WouldBlock);
         assert_eq!(near.receive(UringWait::AtMost(Duration::from_millis(1)), |_| {}).unwrap(), 0);
         assert_eq!(near.room(), 1);
     }
