@@ -25,12 +25,12 @@ pub const VERSION: u32 = 1;
 pub const SLOT_BYTES: usize = 64;
 /// Payload bytes in a slot.
 pub const PAYLOAD_BYTES: usize = SLOT_BYTES - 8;
-/// The most slots that a message takes.
-pub const MAX_SLOTS: usize = 19;
+/// The most slots that a message takes. (Models have fewer, so that all interleavings can be tried.)
+pub const MAX_SLOTS: usize = if cfg!(loom) { 2 } else { 19 };
 /// The longest message in bytes.
 pub const MAX_MESSAGE: usize = MAX_SLOTS * PAYLOAD_BYTES;
 /// The most calls that may be unanswered at a time in one direction of a channel.
-pub const MAX_CALLS: usize = 4;
+pub const MAX_CALLS: usize = if cfg!(loom) { 1 } else { 4 };
 /// The smallest ring depth in slots.
 pub const MIN_DEPTH: usize = 2;
 /// The largest ring depth in slots.
@@ -52,7 +52,7 @@ pub(crate) const RING_LINE: usize = 8;
 ///
 /// A bare slot ring's round trip against a bare cache line's on the build machine: 1.00-1.06 with 2 to 8 slots,
 /// 1.0-1.2 with 16, 1.15-1.6 with 256 or more.
-pub(crate) const HOT_SLOTS: usize = 8;
+pub(crate) const HOT_SLOTS: usize = if cfg!(loom) { 2 } else { 8 };
 
 const WASTE: usize = MAX_SLOTS + 1;
 const RESERVE: usize = MAX_CALLS * MAX_SLOTS;

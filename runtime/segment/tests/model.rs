@@ -290,3 +290,61 @@ fn every_size_crosses_whole() {
     let len = MAX_MESSAGE + 1;
     assert_eq!(error, Err(TrySendError::TooLarge { len, max: MAX_MESSAGE }));
 }
+
+/// A deep slot keeps its tag while the ring stays hot. After 255 laps the tag comes round again, and a burst that then ends
+/// right in front of that slot must not bring the old message back.
+#[test]
+fn a_deep_slot_is_not_found_again_255_laps_later() {
+    for laps in 250..260 {
+        for burst in [9, 20, 45] {
+            let mut world = World::new(256, 0, 1);
+            for _ in 0..100 {
+                world.send(0, false, 8);
+            }
+            world.poll(1, usize::MAX, None);
+            for _ in 0..laps * 8 {
+                world.send(0, true, 8);
+                world.poll(1, usize::MAX, Some(8));
+                world.poll(0, usize::MAX, None);
+            }
+            for _ in 0..burst {
+                world.send(0, false, 8);
+                // Finds the message, and nothing behind it.
+                world.poll(1, usize::MAX, None);
+            }
+            for _ in 0..burst {
+                world.send(0, false, 8);
+            }
+            world.poll(1, usize::MAX, None);
+        }
+    }
+}
+
+/// A reply tells the peer that the slot is free; the payload that is read after it must still be the old one.
+#[test]
+fn a_payload_outlives_its_reply() {
+    for len in [1, 56, 57, 500, MAX_MESSAGE] {
+        let (mut left, mut right) = testing::pair(Layout::new(256).unwrap());
+        for round in 0..50u8 {
+            let sent = vec![round; len];
+            left.try_send(Outgoing::call(1), &sent).unwrap();
+            assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+            let (incoming, port) = right.incoming();
+            port.try_reply(&[]).unwrap();
+            // The caller sees the reply, and fills the ring again.
+            assert!(matches!(left.arrival(), Arrival::Reply { .. }));
+            left.consume();
+            let mut filled = 0;
+            while left.try_send(Outgoing::message(2), &vec![0xee; len]).is_ok() {
+                filled += 1;
+            }
+            assert_eq!(incoming.bytes(), sent);
+            right.consume();
+            for _ in 0..filled {
+                assert_eq!(right.arrival(), Arrival::Message { handler: 2 });
+                right.consume();
+            }
+            right.finish_drain();
+        }
+    }
+}

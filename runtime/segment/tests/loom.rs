@@ -1,0 +1,127 @@
+//! All interleavings of two threads on a small ring: `RUSTFLAGS="--cfg loom" cargo test -p tightbeam-segment --test loom --release`.
+//!
+//! The code under test is the code that ships, over loom's atomics. What loom cannot see: real mappings, other processes,
+//! kills and hostile values (the process tests in `tests/` do), relaxed stores that the hardware reorders beyond what
+//! C11 fences forbid (loom models C11), and rings deeper than two slots (`model.rs` does, in one thread).
+
+#![cfg(loom)]
+
+use loom::thread;
+use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, TrySendError, testing};
+
+fn model(f: impl Fn() + Sync + Send + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Two threads with up to this many preemptions each; unbounded does not end within minutes.
+    builder.preemption_bound = Some(3);
+    builder.max_branches = 20_000;
+    builder.check(f);
+}
+
+/// The payload of message `n`: long enough for two slots when odd.
+fn payload(n: u8) -> Vec<u8> {
+    vec![n; if n % 2 == 1 { 64 } else { 8 }]
+}
+
+fn send(port: &Port, out: Outgoing, bytes: &[u8]) {
+    loop {
+        match port.try_send(out, bytes) {
+            Ok(()) => return,
+            Err(TrySendError::Full) => thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Waits for the next message and checks it.
+fn receive(port: &mut Port, n: u8) {
+    loop {
+        match port.arrival() {
+            Arrival::Empty => thread::yield_now(),
+            Arrival::Message { handler } => {
+                assert_eq!(handler, u16::from(n));
+                assert_eq!(port.incoming().0.bytes(), payload(n));
+                port.consume();
+                port.finish_drain();
+                return;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Publish and consume; the third message waits for the credit of the first (depth 2), laps start over.
+#[test]
+fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
+    model(|| {
+        let (left, mut right) = testing::pair(Layout::new(2).unwrap());
+        let sender = thread::spawn(move || {
+            for n in 0..4 {
+                send(&left, Outgoing::message(n.into()), &payload(n));
+            }
+            left
+        });
+        for n in 0..4 {
+            receive(&mut right, n);
+        }
+        sender.join().unwrap();
+    });
+}
+
+/// Credit rides on the reply; the second call starts a lap over a drained ring.
+#[test]
+fn calls_are_answered() {
+    model(|| {
+        let (mut left, mut right) = testing::pair(Layout::new(2).unwrap());
+        let server = thread::spawn(move || {
+            for _ in 0..2 {
+                while right.arrival() == Arrival::Empty {
+                    thread::yield_now();
+                }
+                let (incoming, port) = right.incoming();
+                port.try_reply(incoming.bytes()).unwrap();
+                right.consume();
+            }
+            right
+        });
+        for n in 0..2u8 {
+            let call = left.next_call();
+            send(&left, Outgoing::call(9), &[n; 3]);
+            while left.arrival() == Arrival::Empty {
+                thread::yield_now();
+            }
+            assert_eq!(left.arrival(), Arrival::Reply { call, answer: Answer::Reply });
+            assert_eq!(left.incoming().0.bytes(), [n; 3]);
+            left.consume();
+        }
+        server.join().unwrap();
+    });
+}
+
+/// Who sees the channel closed, then looks, has missed nothing.
+#[test]
+fn closing_is_seen_after_everything_sent() {
+    model(|| {
+        let (left, mut right) = testing::pair(Layout::new(2).unwrap());
+        let sender = thread::spawn(move || {
+            left.try_send(Outgoing::message(0), &payload(0)).unwrap();
+            left.try_send(Outgoing::message(0), &payload(0)).unwrap();
+            left.close();
+            left
+        });
+        let mut received = 0;
+        loop {
+            let ended = right.peer_ended();
+            match right.arrival() {
+                Arrival::Message { .. } => {
+                    right.consume();
+                    received += 1;
+                }
+                Arrival::Empty if ended == Ended::Closed => break,
+                Arrival::Empty => thread::yield_now(),
+                other => panic!("{other:?}"),
+            }
+        }
+        assert_eq!(received, 2);
+        sender.join().unwrap();
+    });
+}
