@@ -335,7 +335,7 @@ fn a_payload_outlives_its_reply() {
             assert!(matches!(left.arrival(), Arrival::Reply { .. }));
             left.consume();
             let mut filled = 0;
-            while left.try_send(Outgoing::message(2), &vec![0xee; len]).is_ok() {
+            while left.try_send(Outgoing::message(2), &[0xee; 8]).is_ok() {
                 filled += 1;
             }
             assert_eq!(incoming.bytes(), sent);
