@@ -320,31 +320,36 @@ fn a_deep_slot_is_not_found_again_255_laps_later() {
     }
 }
 
-/// A reply tells the peer that the slot is free; the payload that is read after it must still be the old one.
+/// A reply tells the peer that the slots are free; the payload that is read after it must still be the old one.
 #[test]
 fn a_payload_outlives_its_reply() {
-    for len in [1, 56, 57, 500, MAX_MESSAGE] {
-        let (mut left, mut right) = testing::pair(Layout::new(256).unwrap());
-        for round in 0..50u8 {
-            let sent = vec![round; len];
-            left.try_send(Outgoing::call(1), &sent).unwrap();
-            assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
-            let (incoming, port) = right.incoming();
-            port.try_reply(&[]).unwrap();
-            // The caller sees the reply, and fills the ring again.
-            assert!(matches!(left.arrival(), Arrival::Reply { .. }));
-            left.consume();
-            let mut filled = 0;
-            while left.try_send(Outgoing::message(2), &[0xee; 8]).is_ok() {
-                filled += 1;
+    for len in [1, 56, 57, 150, 300, MAX_MESSAGE] {
+        let (mut left, mut right) = testing::pair(Layout::new(64).unwrap());
+        for round in 0..200usize {
+            for _ in 0..round % 11 {
+                left.try_send(Outgoing::call(1), b"warm up").unwrap();
+                answer_late(&mut left, &mut right, |_| {}, b"warm up");
             }
-            assert_eq!(incoming.bytes(), sent);
-            right.consume();
-            for _ in 0..filled {
-                assert_eq!(right.arrival(), Arrival::Message { handler: 2 });
+            let sent = vec![round as u8; len];
+            left.try_send(Outgoing::call(1), &sent).unwrap();
+            // The caller sees the reply, and fills the ring again before the payload is read.
+            let fill = |left: &Port| while left.try_send(Outgoing::message(2), &[0xee; 8]).is_ok() {};
+            answer_late(&mut left, &mut right, fill, &sent);
+            while let Arrival::Message { handler: 2 } = right.arrival() {
                 right.consume();
             }
             right.finish_drain();
         }
     }
+}
+
+fn answer_late(left: &mut Port, right: &mut Port, between: impl Fn(&Port), expected: &[u8]) {
+    assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+    let (incoming, port) = right.incoming();
+    port.try_reply(&[]).unwrap();
+    assert!(matches!(left.arrival(), Arrival::Reply { .. }));
+    left.consume();
+    between(left);
+    assert_eq!(incoming.bytes(), expected);
+    right.consume();
 }
