@@ -2,13 +2,14 @@
 
 use crate::control::{Controller, Mailbox, OpenOptions, Policy};
 use crate::wait::SpinBudget;
-use crate::{Credentials, Endpoint, Handlers, MemoryOptions, OpenError, Wait};
+use crate::{Credentials, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::Layout;
 use tightbeam_sys::control::own_uid;
+use tightbeam_sys::memory::{MemoryOptions, Sharing, Want};
 
 /// Ring depth in slots if nothing else is said.
 pub const DEFAULT_DEPTH: usize = 1024;
@@ -88,9 +89,20 @@ impl<S> Builder<S> {
         self
     }
 
-    /// What kind of memory segments shall have: plain pages by default.
-    pub fn memory(mut self, options: MemoryOptions) -> Self {
-        self.memory = options;
+    /// Whether segments shall be locked into RAM, and be in huge pages: neither by default. What they got is in
+    /// [`Endpoint::memory`].
+    pub fn memory(mut self, lock: Want, huge_pages: Want) -> Self {
+        self.memory = MemoryOptions { lock, huge_pages, ..self.memory };
+        self
+    }
+
+    /// Lets both sides map both segments writable. Both must ask for it, or there is no channel. **Off by default.**
+    ///
+    /// Without it the page tables see to it that a peer can only lie in its own words; with it a peer that is broken or
+    /// hostile can also overwrite ours, messages in flight among them. In exchange a message reaches its reader sooner on
+    /// processors that are slow to read through read-only mappings; `tightbeam bench` shows both, `shm` and `shm-trusted`.
+    pub fn trusted(mut self, trusted: bool) -> Self {
+        self.memory.sharing = if trusted { Sharing::Trusted } else { Sharing::OneWriter };
         self
     }
 
@@ -142,6 +154,7 @@ impl<S> Builder<S> {
             state: self.state,
             channels: Vec::new(),
             live: 0,
+            first: 0,
             ending: false,
             stopping: false,
             mailbox: Mailbox::new(),

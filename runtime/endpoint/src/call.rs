@@ -1,20 +1,21 @@
 //! Calls: a message that wants a reply, and the wait for it.
 
-use crate::channel::ChannelId;
-use crate::send::wake_if_asleep;
+use crate::channel::{Called, ChannelId};
 use crate::wait::Waiting;
 use crate::{CallError, Endpoint, SendError, TypedMessage};
 use std::time::Duration;
-use tightbeam_segment::{Answer, Outgoing, TrySendError};
+use tightbeam_segment::{Answer, TrySendError};
 use zerocopy::FromBytes;
+
+/// Messages handled before the deadline is looked at again.
+const BUDGET: usize = 64;
 
 impl<S> Endpoint<S> {
     /// Calls the peer's handler with this index over the endpoint's first channel and returns its reply; waits until the
     /// endpoint's deadline at most. See [`call_to`](Self::call_to).
-    #[inline]
+    #[inline(always)]
     pub fn call(&mut self, handler: u16, payload: &[u8]) -> Result<&[u8], CallError> {
-        let channel = self.first().ok_or(CallError::NotSent(SendError::NoChannel))?;
-        self.call_to(channel, handler, payload, self.deadline)
+        self.call_slot(self.first, handler, payload, self.deadline)
     }
 
     /// Calls a handler of the peer and returns its reply, waiting at most as long as `within`. Meanwhile what arrives, also
@@ -29,16 +30,9 @@ impl<S> Endpoint<S> {
         payload: &[u8],
         within: Duration,
     ) -> Result<&[u8], CallError> {
-        let mut waiting = Waiting::new(within);
-        self.request(channel, handler, payload, &mut waiting)?;
-        let answer = self.await_reply(channel, &mut waiting)?;
-        match answer {
-            Answer::Reply => match self.channel(channel) {
-                Some(found) => Ok(found.port.copied()),
-                None => Err(CallError::Ended),
-            },
-            Answer::NoHandler => Err(CallError::NoHandler { handler }),
-            Answer::NoReply => Err(CallError::NoReply { handler }),
+        match self.channel(channel) {
+            Some(_) => self.call_slot(channel.slot(), handler, payload, within),
+            None => Err(CallError::NotSent(SendError::NoChannel)),
         }
     }
 
@@ -49,41 +43,70 @@ impl<S> Endpoint<S> {
     }
 
     #[inline(always)]
-    fn request(
+    fn call_slot(
         &mut self,
-        id: ChannelId,
+        slot: usize,
         handler: u16,
         payload: &[u8],
-        waiting: &mut Waiting,
-    ) -> Result<(), CallError> {
-        loop {
-            let channel =
-                self.channel(id).ok_or(CallError::NotSent(SendError::NoChannel))?;
-            let call = channel.port.next_call();
-            match channel.port.try_send(Outgoing::call(handler), payload) {
-                Ok(()) => {
-                    wake_if_asleep(&channel.port);
-                    channel.awaited = Some(call);
-                    channel.answer = None;
-                    return Ok(());
-                }
-                Err(TrySendError::Full | TrySendError::TooManyCalls) => {}
-                Err(error) => return Err(CallError::NotSent(error.into())),
-            }
-            if !self.wait_once(Some(id), waiting) {
-                return Err(CallError::NotSent(SendError::DeadlineExceeded));
-            }
+        within: Duration,
+    ) -> Result<&[u8], CallError> {
+        let spins = self.spins();
+        let Some(Some(channel)) = self.channels.get_mut(slot) else {
+            return Err(CallError::NotSent(SendError::NoChannel));
+        };
+        let called = channel.call(handler, payload, spins);
+        if !matches!(called, Called::Answered) {
+            let id = channel.id;
+            self.finish_call(id, called, handler, payload, within)?;
+        }
+        match self.channels.get(slot) {
+            Some(Some(channel)) => Ok(channel.port.copied()),
+            _ => Err(CallError::Ended),
         }
     }
 
-    #[inline(always)]
+    /// The rest of a call that was not answered at once.
+    #[cold]
+    #[inline(never)]
+    fn finish_call(
+        &mut self,
+        id: ChannelId,
+        mut called: Called,
+        handler: u16,
+        payload: &[u8],
+        within: Duration,
+    ) -> Result<(), CallError> {
+        let mut waiting = Waiting::new(within);
+        let spins = self.spins();
+        while let Called::NotSent(error) = called {
+            match error {
+                TrySendError::Full | TrySendError::TooManyCalls => {}
+                error => return Err(CallError::NotSent(error.into())),
+            }
+            if self.poll(BUDGET) == 0 && !self.wait_once(&mut waiting) {
+                return Err(CallError::NotSent(SendError::DeadlineExceeded));
+            }
+            let channel = self.channel(id).ok_or(CallError::NotSent(SendError::NoChannel))?;
+            called = channel.call(handler, payload, spins);
+        }
+        if let Called::Answered = called {
+            return Ok(());
+        }
+        let answer = self.await_reply(id, &mut waiting)?;
+        self.waited(&waiting);
+        match answer {
+            Answer::Reply => Ok(()),
+            Answer::NoHandler => Err(CallError::NoHandler { handler }),
+            Answer::NoReply => Err(CallError::NoReply { handler }),
+        }
+    }
+
     fn await_reply(
         &mut self,
         id: ChannelId,
         waiting: &mut Waiting,
     ) -> Result<Answer, CallError> {
-        /// Messages of the same peer that are handled before the deadline is looked at again.
-        const BUDGET: usize = 64;
+        let spins = self.spins();
         loop {
             let Some(Some(channel)) = self.channels.get_mut(id.slot()) else {
                 return Err(CallError::Ended);
@@ -91,11 +114,12 @@ impl<S> Endpoint<S> {
             if channel.id != id {
                 return Err(CallError::Ended);
             }
-            channel.drain(&self.handlers, &mut self.state, BUDGET);
+            channel.drain(&self.handlers, &mut self.state, BUDGET, spins);
             if let Some(answer) = channel.answer.take() {
                 return Ok(answer);
             }
-            if !self.wait_once(Some(id), waiting) {
+            // The other channels too; a reply that is found here is taken in the next round.
+            if self.poll(BUDGET) == 0 && !self.wait_once(waiting) {
                 if let Some(channel) = self.channel(id) {
                     channel.awaited = None;
                 }

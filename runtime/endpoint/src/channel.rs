@@ -1,7 +1,9 @@
 //! One channel of an endpoint: a port, who is on the other side, and how it stands.
 
 use crate::handler::{Handlers, Message, Reply};
-use tightbeam_segment::{Answer, Arrival, Counter, PeerFault, Port};
+use crate::send::wake_if_asleep;
+use std::mem;
+use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
 use tightbeam_sys::control::Credentials;
 use tightbeam_sys::memory::MemoryReport;
 
@@ -64,38 +66,102 @@ pub(crate) struct Channel {
     /// The call that somebody waits for now, and its answer once it has come.
     pub(crate) awaited: Option<u16>,
     pub(crate) answer: Option<Answer>,
+    /// The last reply has been read but not consumed: that is done when the next call is on its way.
+    pub(crate) unsettled: bool,
+}
+
+/// How far a call came without waiting.
+pub(crate) enum Called {
+    Answered,
+    /// On its way; nothing was found for it yet.
+    Sent,
+    NotSent(TrySendError),
 }
 
 impl Channel {
-    /// Handles what has arrived, at most `budget` messages, and stops early at the awaited reply.
+    pub(crate) fn new(
+        id: ChannelId,
+        port: Port,
+        peer: PeerIdentity,
+        memory: MemoryReport,
+    ) -> Channel {
+        Channel {
+            id,
+            port,
+            peer,
+            memory,
+            ending: None,
+            awaited: None,
+            answer: None,
+            unsettled: false,
+        }
+    }
+
+    /// Calls, and takes the reply if it comes while spinning and nothing else comes before it.
+    #[inline(always)]
+    pub(crate) fn call(&mut self, handler: u16, payload: &[u8], spins: u32) -> Called {
+        let call = self.port.next_call();
+        if let Err(error) = self.port.try_send(Outgoing::call(handler), payload) {
+            return Called::NotSent(error);
+        }
+        wake_if_asleep(&self.port);
+        self.settle();
+        self.awaited = Some(call);
+        if !self.port.reply_within(call, spins) {
+            return Called::Sent;
+        }
+        // Copied out here, because the caller may read it after the slot has been given back.
+        let _ = self.port.incoming().0.bytes();
+        self.awaited = None;
+        self.unsettled = true;
+        Called::Answered
+    }
+
+    /// Consumes a reply that has been read.
+    #[inline(always)]
+    pub(crate) fn settle(&mut self) {
+        if self.unsettled {
+            self.unsettled = false;
+            self.port.consume();
+        }
+    }
+
+    /// Handles what has arrived, at most `budget` messages, and stops early at the awaited reply. Spins for the first.
     #[inline(always)]
     pub(crate) fn drain<S>(
         &mut self,
         handlers: &Handlers<S>,
         state: &mut S,
         budget: usize,
+        mut spins: u32,
     ) -> usize {
+        self.settle();
         let mut handled = 0;
         while handled < budget {
-            match self.port.arrival() {
-                Arrival::Message { handler } => {
-                    let handle = handlers.get(handler);
-                    let (incoming, port) = self.port.incoming();
-                    handle(state, Message(incoming), Reply::new(port));
-                    self.port.consume();
-                }
-                Arrival::Empty => break,
-                Arrival::Reply { call, answer } => {
-                    if self.reply(call, answer) {
+            let seen = self.port.glimpse(mem::take(&mut spins));
+            let handler = match self.port.plain(seen) {
+                Some(handler) => handler,
+                None if !self.port.is_new(seen) => break,
+                None => match self.port.arrival() {
+                    Arrival::Message { handler } => handler,
+                    Arrival::Empty => break,
+                    Arrival::Reply { call, answer } => {
                         handled += 1;
+                        if self.reply(call, answer) {
+                            break;
+                        }
+                        continue;
+                    }
+                    Arrival::Fault(fault) => {
+                        self.ending = Some(Ending::Faulted(fault));
                         break;
                     }
-                }
-                Arrival::Fault(fault) => {
-                    self.ending = Some(Ending::Faulted(fault));
-                    break;
-                }
-            }
+                },
+            };
+            let handle = handlers.get(handler);
+            let (incoming, port) = self.port.incoming();
+            handle(state, Message(incoming), Reply::new(port));
+            self.port.consume();
             handled += 1;
         }
         if handled > 0 {

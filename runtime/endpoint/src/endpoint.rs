@@ -28,6 +28,8 @@ pub struct Endpoint<S = ()> {
     pub(crate) channels: Vec<Option<Box<Channel>>>,
     /// How many of them are there.
     pub(crate) live: usize,
+    /// Slot of the first one.
+    pub(crate) first: usize,
     /// Some channel may be at its end.
     pub(crate) ending: bool,
     /// Somebody wants `run` to return.
@@ -90,7 +92,7 @@ impl<S> Endpoint<S> {
             return false;
         }
         if let Some(closing) = self.channels[channel.slot()].take() {
-            self.live -= 1;
+            self.count_channels();
             hang_up(&closing, self.controller, &self.mailbox);
         }
         true
@@ -131,10 +133,19 @@ impl<S> Endpoint<S> {
         Stopper::new(self.mailbox.door())
     }
 
-    /// The oldest channel slot that is in use: what calls and sends without a channel go over.
+    /// What calls and sends without a channel go over.
     #[inline(always)]
     pub(crate) fn first(&self) -> Option<ChannelId> {
-        self.channels.iter().flatten().map(|channel| channel.id).next()
+        match self.channels.get(self.first) {
+            Some(Some(channel)) => Some(channel.id),
+            _ => None,
+        }
+    }
+
+    /// To be called whenever a channel was added or removed.
+    pub(crate) fn count_channels(&mut self) {
+        self.live = self.channels.iter().flatten().count();
+        self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
     }
 
     #[inline(always)]

@@ -44,4 +44,4 @@ pub use tightbeam_segment::{
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;
-pub use tightbeam_sys::memory::{MemoryError, MemoryOptions, MemoryReport, PeerMemoryError, Want};
+pub use tightbeam_sys::memory::{MemoryError, MemoryReport, PeerMemoryError, Want};

@@ -13,16 +13,22 @@ impl<S> Endpoint<S> {
     /// Never blocks. Makes no system call and allocates nothing, but when a channel begins or ends (I5).
     #[inline(always)]
     pub fn poll(&mut self, budget: usize) -> usize {
+        self.poll_spinning(budget, 0)
+    }
+
+    /// As [`poll`](Self::poll); spins for the first message if there is but one channel.
+    #[inline(always)]
+    pub(crate) fn poll_spinning(&mut self, budget: usize, spins: u32) -> usize {
         if self.mailbox.rang() {
             self.attend();
         }
-        let share = match self.live {
-            0 | 1 => budget,
-            live => (budget / live).max(1),
+        let (share, spins) = match self.live {
+            0 | 1 => (budget, spins),
+            live => ((budget / live).max(1), 0),
         };
         let mut handled = 0;
         for channel in self.channels.iter_mut().flatten() {
-            handled += channel.drain(&self.handlers, &mut self.state, share);
+            handled += channel.drain(&self.handlers, &mut self.state, share, spins);
             self.ending |= channel.ending.is_some();
         }
         if self.ending {
@@ -37,11 +43,12 @@ impl<S> Endpoint<S> {
     pub fn poll_for(&mut self, budget: usize, within: Duration) -> usize {
         let mut waiting = Waiting::new(within);
         loop {
-            let handled = self.poll(budget);
+            let handled = self.poll_spinning(budget, self.spins());
             if handled > 0 || !self.events.is_empty() || self.stopping {
+                self.waited(&waiting);
                 return handled;
             }
-            if !self.wait_once(None, &mut waiting) {
+            if !self.wait_once(&mut waiting) {
                 return 0;
             }
         }
@@ -54,13 +61,11 @@ impl<S> Endpoint<S> {
         if self.live == 0 && self.listeners.is_empty() && self.unique == 0 {
             return Err(RunError::NothingToDo);
         }
-        let mut empty = 0u32;
+        let mut waiting = Waiting::new(Duration::MAX);
         loop {
-            if self.poll(BUDGET) > 0 {
-                if empty > 0 {
-                    self.woken_while_spinning();
-                    empty = 0;
-                }
+            if self.poll_spinning(BUDGET, self.spins()) > 0 {
+                self.waited(&waiting);
+                waiting = Waiting::new(Duration::MAX);
                 continue;
             }
             if self.stopping {
@@ -70,8 +75,7 @@ impl<S> Endpoint<S> {
             if self.live == 0 && self.listeners.is_empty() && !self.mailbox.rang() {
                 return Ok(());
             }
-            self.idle(empty);
-            empty = empty.saturating_add(1);
+            self.wait_once(&mut waiting);
         }
     }
 
@@ -131,20 +135,12 @@ impl<S> Endpoint<S> {
         let id = ChannelId::new(slot, self.unique);
         let (peer, memory) = (opened.peer, opened.memory);
         let (port, socket, pidfd) = opened.into_port(id.0);
-        let channel = Box::new(Channel {
-            id,
-            port,
-            peer,
-            memory,
-            ending: None,
-            awaited: None,
-            answer: None,
-        });
+        let channel = Box::new(Channel::new(id, port, peer, memory));
         match self.channels.get_mut(slot) {
             Some(free) => *free = Some(channel),
             None => self.channels.push(Some(channel)),
         }
-        self.live += 1;
+        self.count_channels();
         self.controller.watch(Watch {
             label: id.0,
             socket,
@@ -176,7 +172,7 @@ impl<S> Endpoint<S> {
         let Some(ended) = self.channels[slot].take() else {
             return;
         };
-        self.live -= 1;
+        self.count_channels();
         self.controller.unwatch(ended.id.0, self.mailbox.door());
         let (channel, counters) = (ended.id, ended.port.counters().clone());
         self.events.push_back(match end {
@@ -204,6 +200,7 @@ fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
     {
         return Some(End::Faulted(fault));
     }
+    channel.settle();
     // Asked before the ring is found empty: what was sent before closing is then not missed.
     let closed = channel.port.peer_ended();
     match channel.port.arrival() {

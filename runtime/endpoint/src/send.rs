@@ -69,13 +69,21 @@ impl<S> Endpoint<S> {
         payload: &[u8],
         within: Duration,
     ) -> Result<(), SendError> {
+        /// Messages handled between two attempts.
+        const BUDGET: usize = 64;
         let mut waiting = Waiting::new(within);
         loop {
             match self.try_send_to(channel, handler, payload) {
                 Err(SendError::Full) => {}
-                other => return other,
+                other => {
+                    self.waited(&waiting);
+                    return other;
+                }
             }
-            if !self.wait_once(None, &mut waiting) {
+            if self.poll(BUDGET) > 0 {
+                continue;
+            }
+            if !self.wait_once(&mut waiting) {
                 return Err(SendError::DeadlineExceeded);
             }
         }

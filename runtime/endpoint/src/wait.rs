@@ -5,7 +5,6 @@
 //! and wakes. Every sleep is bounded, so that a peer that wakes nobody, or moves the waiter elsewhere, costs latency only.
 
 use crate::Endpoint;
-use crate::channel::ChannelId;
 use std::time::{Duration, Instant};
 use tightbeam_segment::Port;
 use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
@@ -36,6 +35,7 @@ pub(crate) struct Waiting {
     /// Set at the first look at the clock, so that a quick wait never looks.
     deadline: Option<Instant>,
     looks: u32,
+    slept: bool,
 }
 
 impl Waiting {
@@ -44,6 +44,7 @@ impl Waiting {
             within,
             deadline: None,
             looks: 0,
+            slept: false,
         }
     }
 }
@@ -73,34 +74,18 @@ impl SpinBudget {
 }
 
 impl<S> Endpoint<S> {
-    /// Spins a little for what arrives over this channel, then looks around; `false` once the deadline is over.
+    /// How often a look at the only channel spins.
     #[inline(always)]
-    pub(crate) fn wait_once(&mut self, channel: Option<ChannelId>, waiting: &mut Waiting) -> bool {
-        if self.spin(channel) {
-            return true;
-        }
-        self.look_around(waiting)
-    }
-
-    /// Spins on the channel given, or on the only one; says whether something has arrived there.
-    #[inline(always)]
-    fn spin(&mut self, channel: Option<ChannelId>) -> bool {
-        let only = match channel {
-            None if self.live == 1 => self.first(),
-            other => other,
-        };
-        match only.and_then(|id| self.look_up(id)) {
-            Some(channel) if self.wait != Wait::Park => channel.port.spin(SPINS_A_LOOK),
-            _ => {
-                std::hint::spin_loop();
-                false
-            }
+    pub(crate) fn spins(&self) -> u32 {
+        match self.wait {
+            Wait::Park => 0,
+            _ => SPINS_A_LOOK,
         }
     }
 
+    /// Looks at the clock, and sleeps if it is time to; `false` once the deadline is over. The caller polls before it.
     #[cold]
-    fn look_around(&mut self, waiting: &mut Waiting) -> bool {
-        const BUDGET: usize = 64;
+    pub(crate) fn wait_once(&mut self, waiting: &mut Waiting) -> bool {
         waiting.looks += 1;
         let now = Instant::now();
         let deadline = *waiting
@@ -109,23 +94,22 @@ impl<S> Endpoint<S> {
         if now >= deadline {
             return false;
         }
-        if self.poll(BUDGET) == 0 && self.shall_sleep(waiting.looks) {
-            self.park(deadline - now);
+        match self.shall_sleep(waiting.looks) {
+            true => {
+                waiting.slept = true;
+                self.park(deadline - now);
+            }
+            false => std::hint::spin_loop(),
         }
         true
     }
 
-    /// Waits a little, `empty` fruitless waits after the last message.
+    /// Notes how a wait ended that was for something.
     #[inline(always)]
-    pub(crate) fn idle(&mut self, empty: u32) {
-        if !self.spin(None) && self.shall_sleep(empty) {
-            self.park(BOUND);
+    pub(crate) fn waited(&mut self, waiting: &Waiting) {
+        if waiting.looks > 0 && !waiting.slept {
+            self.spin_budget.reward();
         }
-    }
-
-    /// Notes that spinning was worth it.
-    pub(crate) fn woken_while_spinning(&mut self) {
-        self.spin_budget.reward();
     }
 
     fn shall_sleep(&self, looks: u32) -> bool {
@@ -140,13 +124,14 @@ impl<S> Endpoint<S> {
     #[cold]
     fn park(&mut self, bound: Duration) {
         let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
-        ports().for_each(|port| port.set_asleep(true));
-        // Without the barrier a peer may miss that we sleep; the bound then limits what that costs.
-        let _ = wake::barrier();
+        // The words are read first: whatever is changed after this keeps us awake.
         let mut watched = [self.mailbox.watched(); MAX_WORDS];
         for (slot, port) in watched[1..].iter_mut().zip(ports()) {
             *slot = watch(port);
         }
+        ports().for_each(|port| port.set_asleep(true));
+        // Without the barrier a peer may miss that we sleep; the bound then limits what that costs.
+        let _ = wake::barrier();
         // More channels than can be watched are found by looking more often.
         let count = 1 + ports().count();
         let bound = if count > MAX_WORDS { BOUND / 10 } else { bound.min(BOUND) };

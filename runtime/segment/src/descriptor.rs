@@ -93,21 +93,21 @@ impl Descriptor {
     pub(crate) const COPIED: u64 = 1 << 13;
     pub(crate) const CONSUMED: u64 = 1 << 14;
 
-    /// The header of a message that fits into one slot; `flags` is 0 or [`RESTART`].
+    /// The header of a message that fits into one slot. `head` is the lap tag, with [`RESTART`] if it ends the lap;
+    /// `credit` is what [`credit_word`] makes.
     #[inline(always)]
-    pub(crate) fn short(tag: u8, out: Outgoing, len: usize, consumed: u64, flags: u64) -> Self {
-        Descriptor(
-            u64::from(tag)
-                | out.0
-                | flags
-                | (len as u64) << LEN_SHIFT
-                | (consumed & CREDIT_MASK) << CREDIT_SHIFT,
-        )
+    pub(crate) fn short(head: u64, out: Outgoing, len: usize, credit: u64) -> Self {
+        Descriptor(head | out.0 | (len as u64) << LEN_SHIFT | credit)
     }
 
     /// The header of a message that takes several slots.
-    pub(crate) fn long(tag: u8, out: Outgoing, len: usize, consumed: u64, flags: u64) -> Self {
-        Descriptor::short(tag, out, len, consumed, flags | MULTI)
+    pub(crate) fn long(head: u64, out: Outgoing, len: usize, credit: u64) -> Self {
+        Descriptor::short(head | MULTI, out, len, credit)
+    }
+
+    /// The parts that were known beforehand.
+    pub(crate) fn as_outgoing(self) -> Outgoing {
+        Outgoing(self.0 & (KIND_MASK | WANTED | 0xffff << TARGET_SHIFT))
     }
 
     /// A jump carries its slot where other headers carry credit.
@@ -183,6 +183,12 @@ impl Descriptor {
     }
 }
 
+/// A count of consumed slots as headers carry it.
+#[inline(always)]
+pub(crate) fn credit_word(consumed: u64) -> u64 {
+    (consumed & CREDIT_MASK) << CREDIT_SHIFT
+}
+
 /// How many slots a message of this length takes.
 #[inline(always)]
 pub(crate) fn slots_of(len: usize) -> usize {
@@ -208,11 +214,12 @@ mod tests {
         #[test]
         fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_MESSAGE, consumed: u64, wanted: bool, restart: bool) {
             let out = if wanted { Outgoing::call(target) } else { Outgoing::message(target) };
-            let flags = if restart { RESTART } else { 0 };
+            let head = u64::from(tag) | if restart { RESTART } else { 0 };
             let d = match len > crate::PAYLOAD_BYTES {
-                true => Descriptor::long(tag, out, len, consumed, flags),
-                false => Descriptor::short(tag, out, len, consumed, flags),
+                true => Descriptor::long(head, out, len, credit_word(consumed)),
+                false => Descriptor::short(head, out, len, credit_word(consumed)),
             };
+            prop_assert_eq!(d.as_outgoing(), out);
             prop_assert_eq!(d.tag(), tag);
             prop_assert_eq!(d.target(), target);
             prop_assert_eq!(d.len(), len);

@@ -73,5 +73,5 @@ pub use layout::{
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines};
 pub use port::{Ended, Port};
-pub use receive::Incoming;
+pub use receive::{Glimpse, Incoming};
 pub use send::TrySendError;

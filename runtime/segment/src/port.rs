@@ -216,12 +216,8 @@ impl Port {
     /// copied out first if that has not happened: the peer may overwrite it as soon as it sees the credit.
     #[inline(always)]
     pub(crate) fn credit(&self) -> u64 {
-        let header = self.header.get();
-        if header.0 & Descriptor::CONSUMED != 0 {
-            return self.rx.consumed();
-        }
-        self.copy_out(header);
-        self.rx.consumed().wrapping_add(header.slots() as u64)
+        self.copy_out(self.header.get());
+        self.rx.credit()
     }
 
     /// Answers the call that is being handled. Nothing is sent if no reply is wanted.

@@ -4,7 +4,7 @@
 //! allegation of the peer: read once, checked, then used (I4). The header is kept in private memory while its message is
 //! handled; the payload is copied out when somebody asks for it, or before the credit for it goes out.
 
-use crate::descriptor::{Descriptor, Kind, next_tag, slots_of};
+use crate::descriptor::{Descriptor, Kind, credit_word, next_tag, slots_of};
 use crate::layout::{Layout, MAX_MESSAGE, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
@@ -26,6 +26,8 @@ pub(crate) struct Receiver {
     /// `base + index` slots were consumed since the channel was opened.
     base: Cell<u64>,
     messages: Cell<u64>,
+    /// Slots consumed, and those of a message whose payload has been copied out, as headers carry it.
+    credit: Cell<u64>,
     /// Publish the cursor after this many slots of a lap.
     quarter: usize,
     starts: usize,
@@ -40,6 +42,7 @@ impl Receiver {
             tag: Cell::new(u16::from(tag)),
             base: Cell::new(start),
             messages: Cell::new(start),
+            credit: Cell::new(credit_word(start)),
             quarter,
             starts: layout.starts(),
         }
@@ -54,6 +57,11 @@ impl Receiver {
     #[inline(always)]
     pub(crate) fn messages(&self) -> u64 {
         self.messages.get()
+    }
+
+    #[inline(always)]
+    pub(crate) fn credit(&self) -> u64 {
+        self.credit.get()
     }
 
     /// From now on each look finds the fault: an index inside the mapping, and a tag that no honest peer writes.
@@ -76,9 +84,14 @@ impl Receiver {
         let consumed = self.consumed().wrapping_add(1);
         self.index.set(slot);
         self.base.set(consumed.wrapping_sub(slot as u64));
+        self.credit.set(credit_word(consumed));
         self.bound.set((slot + self.quarter).min(self.starts));
     }
 }
+
+/// What one look saw: an allegation of the peer that has not been judged.
+#[derive(Clone, Copy)]
+pub struct Glimpse(Descriptor);
 
 /// A message that has arrived and has not been consumed.
 pub struct Incoming<'a>(&'a Port);
@@ -119,66 +132,9 @@ impl Port {
     ///
     /// After [`Arrival::Message`] or [`Arrival::Reply`], look at it with [`incoming`](Self::incoming), then
     /// [`consume`](Self::consume) it; a second look before that finds the same.
-    #[inline(always)]
+    #[inline]
     pub fn arrival(&mut self) -> Arrival {
-        let word = self.head();
-        if word as u16 == self.rx.tag.get() {
-            PeerLine::acquire();
-            self.header.set(Descriptor(word));
-            return Arrival::Message {
-                handler: Descriptor(word).target(),
-            };
-        }
-        self.other_arrival(Descriptor(word))
-    }
-
-    /// Looks until there is something or `spins` looks found nothing; says whether there is something. Takes nothing.
-    ///
-    /// The loop is as tight as a bare cache-line ping-pong's: a longer way round costs latency at the moment when the
-    /// message arrives (1.9x of that floor instead of 1.2x, when the whole poll was the loop).
-    #[inline(always)]
-    pub fn spin(&self, spins: u32) -> bool {
-        let line = self.peer.line(RING_LINE + self.rx.index.get());
-        let tag = self.rx.tag.get() as u8;
-        for _ in 0..spins {
-            if Descriptor(line.load(0)).tag() == tag {
-                return true;
-            }
-            spin_loop();
-        }
-        false
-    }
-
-    /// Whether a look would find something; changes nothing.
-    pub fn has_arrival(&self) -> bool {
-        Descriptor(self.head()).tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
-    }
-
-    #[inline(always)]
-    fn head(&self) -> u64 {
-        self.peer.line(RING_LINE + self.rx.index.get()).load(0)
-    }
-
-    /// Everything but a one-slot message for a handler.
-    #[inline(always)]
-    fn other_arrival(&mut self, found: Descriptor) -> Arrival {
-        const REPLY: u16 = (Kind::Reply as u16) << 8;
-        let (call, low) = (found.target(), found.low_without_restart());
-        if low == self.rx.tag.get() | REPLY && self.open_call(call).is_some() {
-            PeerLine::acquire();
-            self.header.set(found);
-            return Arrival::Reply {
-                call,
-                answer: Answer::Reply,
-            };
-        }
-        if low == self.rx.tag.get() {
-            PeerLine::acquire();
-            self.header.set(found);
-            return Arrival::Message {
-                handler: found.target(),
-            };
-        }
+        let found = Descriptor(self.head());
         if found.tag() != self.rx.tag.get() as u8 {
             return match self.fault.get() {
                 None => Arrival::Empty,
@@ -187,6 +143,74 @@ impl Port {
         }
         PeerLine::acquire();
         self.flagged_arrival(found)
+    }
+
+    /// Looks at the head of the ring until something is there, at most `spins` times more: what was seen last, to be asked
+    /// with [`plain`](Self::plain) and [`is_new`](Self::is_new).
+    ///
+    /// The loop is as tight as a bare cache-line ping-pong's and leads straight to what was found: every instruction
+    /// between the last look and the handler is latency. (Through [`Arrival`], with its jump table, a round trip took
+    /// 0.1x of that floor longer.)
+    #[inline(always)]
+    pub fn glimpse(&self, spins: u32) -> Glimpse {
+        Glimpse(self.spin(self.rx.tag.get(), spins))
+    }
+
+    /// Takes what was seen if it is a one-slot message for a handler, and names the handler.
+    #[inline(always)]
+    pub fn plain(&mut self, seen: Glimpse) -> Option<u16> {
+        let tag = self.rx.tag.get();
+        let found = seen.0;
+        if found.0 as u16 == tag || found.low_without_restart() == tag {
+            PeerLine::acquire();
+            self.header.set(found);
+            return Some(found.target());
+        }
+        None
+    }
+
+    /// Whether anything was seen, of any kind: then [`arrival`](Self::arrival) says what.
+    #[inline(always)]
+    pub fn is_new(&self, seen: Glimpse) -> bool {
+        seen.0.tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
+    }
+
+    /// Whether the reply to this open call, in one slot, is at the head of the ring; takes it if so. Looks up to `spins` times
+    /// more while there is nothing at all.
+    #[inline(always)]
+    pub fn reply_within(&mut self, call: u16, spins: u32) -> bool {
+        const REPLY: u16 = (Kind::Reply as u16) << 8;
+        let tag = self.rx.tag.get();
+        let found = self.spin(tag, spins);
+        let is_it = found.low_without_restart() == tag | REPLY && found.target() == call;
+        if is_it {
+            PeerLine::acquire();
+            self.header.set(found);
+        }
+        is_it
+    }
+
+    /// Looks at the head of the ring until something is there, at most `spins` times more; what was seen last.
+    #[inline(always)]
+    fn spin(&self, tag: u16, mut spins: u32) -> Descriptor {
+        let line = self.peer.line(RING_LINE + self.rx.index.get());
+        loop {
+            let found = Descriptor(line.load(0));
+            if found.tag() == tag as u8 || spins == 0 {
+                return found;
+            }
+            spins -= 1;
+            spin_loop();
+        }
+    }
+
+    /// Whether a look would find something; changes nothing.
+    pub fn has_arrival(&self) -> bool {
+        Descriptor(self.head()).tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
+    }
+
+    fn head(&self) -> u64 {
+        self.peer.line(RING_LINE + self.rx.index.get()).load(0)
     }
 
     #[inline(never)]
@@ -253,11 +277,10 @@ impl Port {
         Ok(Arrival::Reply { call, answer })
     }
 
-    /// Whether a message is being handled whose sender wants a reply.
+    /// Whether the sender of the message being handled wants a reply.
     #[inline(always)]
     pub fn handling_wants_reply(&self) -> bool {
-        let header = self.header.get();
-        header.wanted() && header.0 & Descriptor::CONSUMED == 0
+        self.header.get().wanted()
     }
 
     /// The message that [`arrival`](Self::arrival) found, and the port to reply through.
@@ -277,6 +300,9 @@ impl Port {
         }
         let end = self.rx.index.get() + header.slots();
         self.rx.index.set(end);
+        if header.0 & Descriptor::COPIED == 0 {
+            self.rx.credit.set(credit_word(self.rx.consumed()));
+        }
         if header.restart() {
             self.rx.start_lap();
         } else if end >= self.rx.bound.get() {
@@ -334,19 +360,24 @@ impl Port {
             return;
         }
         self.header.set(Descriptor(header.0 | Descriptor::COPIED));
+        if header.multi() {
+            return self.copy_out_long(header);
+        }
+        let consumed = self.rx.consumed().wrapping_add(1);
+        self.rx.credit.set(credit_word(consumed));
+        let chunk = self.peer.line(RING_LINE + self.rx.index.get()).load_chunk();
+        // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
+        // a few lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
+        unsafe { self.scratch.fill(1, |_| chunk) }
+    }
+
+    #[inline(never)]
+    fn copy_out_long(&self, header: Descriptor) {
         let (first, slots) = (RING_LINE + self.rx.index.get(), header.slots());
-        if header.len() == 0 {
-            return;
-        }
-        if slots == 1 {
-            let chunk = self.peer.line(first).load_chunk();
-            // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
-            // a few lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
-            unsafe { self.scratch.fill(1, |_| chunk) }
-        } else {
-            // SAFETY: aliasing: as above.
-            unsafe { self.scratch.fill(slots, |n| self.peer.line(first + n).load_chunk()) }
-        }
+        let consumed = self.rx.consumed().wrapping_add(slots as u64);
+        self.rx.credit.set(credit_word(consumed));
+        // SAFETY: aliasing: as in `copy_out`, the only caller.
+        unsafe { self.scratch.fill(slots, |n| self.peer.line(first + n).load_chunk()) }
     }
 }
 

@@ -15,7 +15,9 @@
 //! Why an old slot is never taken for a new one: the receiver looks at one slot, for one tag. The slots that the previous
 //! lap reached carry its tag or the one before; every other slot is cleared, before the message in front of it is published.
 //!
-//! The fast path compares one index with `until`, the slot up to which nothing needs to be decided.
+//! The fast path compares one index with `until`, the slot up to which nothing needs to be decided. What can be decided
+//! for the next message is decided right after the last one left, while it is on its way (as the Horus protocol
+//! accelerator does with headers): a ping-pong then never decides between receiving and answering.
 
 use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
 use crate::layout::{
@@ -104,12 +106,13 @@ pub(crate) struct Sender {
     index: Cell<usize>,
     /// A message that ends at or before this slot needs no decision.
     until: Cell<usize>,
-    tag: Cell<u8>,
+    /// Lap tag of the next message, and [`RESTART`] if it shall end the lap.
+    head: Cell<u64>,
+    messages: Cell<u64>,
     /// `base + index` slots were sent since the channel was opened, jump markers among them.
     base: Cell<u64>,
     /// Slots known to be consumed: `acked <= sent`, may be stale.
     acked: Cell<u64>,
-    messages: Cell<u64>,
     lap: Cell<Lap>,
     previous: Cell<Lap>,
     /// Slots below this carry a tag that is not this lap's next.
@@ -128,10 +131,10 @@ impl Sender {
         Sender {
             index: Cell::new(0),
             until: Cell::new(0),
-            tag: Cell::new(tag),
+            head: Cell::new(u64::from(tag)),
+            messages: Cell::new(start),
             base: Cell::new(start),
             acked: Cell::new(start),
-            messages: Cell::new(start),
             lap: Cell::new(Lap::starting(start)),
             previous: Cell::new(Lap::starting(start)),
             clean_to: Cell::new(layout.slots()),
@@ -141,6 +144,16 @@ impl Sender {
             last_cursor: Cell::new(start),
             stopped: Cell::new(false),
         }
+    }
+
+    fn tag(&self) -> u8 {
+        self.head.get() as u8
+    }
+
+    /// Whether the next message ends the lap.
+    fn set_restart(&self, restart: bool) {
+        let tag = u64::from(self.tag());
+        self.head.set(if restart { tag | RESTART } else { tag });
     }
 
     #[inline(always)]
@@ -160,15 +173,15 @@ impl Sender {
         self.base.get().wrapping_add(self.index.get() as u64)
     }
 
-    /// Whether the header received last says that everything sent has been consumed.
-    #[inline(always)]
-    fn drained_by(&self, header: Descriptor, number: u64) -> bool {
-        header.credit() == self.sent() & CREDIT_MASK
-            && !reached(self.stale_until.get(), number)
-    }
-
     fn in_flight(&self) -> u64 {
         self.sent().wrapping_sub(self.acked.get())
+    }
+
+    /// Whether starting over is worth it, and leaves a slot for a jump marker in front of what is in flight.
+    fn drained_to(&self, in_flight: u64) -> bool {
+        let acked = self.acked.get();
+        let lap = self.lap.get();
+        self.in_flight() <= in_flight && reached(acked, lap.base) && lap.slot(acked) > 0
     }
 
     /// Slots in flight that hold messages.
@@ -211,14 +224,13 @@ impl Port {
         if payload.len() > PAYLOAD_BYTES {
             return self.send_long(out, payload);
         }
-        let flags = self.prepare(out, 1)?;
-        let tx = &self.tx;
-        let line = self.own.line(RING_LINE + tx.index.get());
+        self.prepare(out, 1)?;
+        let line = self.own.line(RING_LINE + self.tx.index.get());
         match payload.first_chunk() {
             Some(chunk) => line.store_chunk(&words(chunk)),
             None => store_words(line, payload),
         }
-        let header = Descriptor::short(tx.tag.get(), out, payload.len(), self.credit(), flags);
+        let header = Descriptor::short(self.tx.head.get(), out, payload.len(), self.credit());
         self.publish(line, header, 1);
         Ok(())
     }
@@ -230,33 +242,29 @@ impl Port {
             return Err(TrySendError::TooLarge { len, max });
         }
         let slots = slots_of(len);
-        let flags = self.prepare(out, slots)?;
-        let tx = &self.tx;
-        let line = self.own.line(RING_LINE + tx.index.get());
+        self.prepare(out, slots)?;
+        let index = self.tx.index.get();
+        let line = self.own.line(RING_LINE + index);
         if let Some((chunk, rest)) = payload.split_first_chunk() {
             line.store_chunk(&words(chunk));
-            self.store_rest(tx.index.get(), rest);
+            self.store_rest(index, rest);
         }
-        let header = Descriptor::long(tx.tag.get(), out, payload.len(), self.credit(), flags);
+        let header = Descriptor::long(self.tx.head.get(), out, len, self.credit());
         self.publish(line, header, slots);
         Ok(())
     }
 
-    /// Finds room and notes a call; returns the flags of the header.
+    /// Finds room, and notes a call.
     #[inline(always)]
-    fn prepare(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
-        let mut flags = 0;
+    fn prepare(&self, out: Outgoing, slots: usize) -> Result<(), TrySendError> {
         if self.tx.index.get() + slots > self.tx.until.get() {
-            flags = match self.tx.drained_by(self.header.get(), self.messages_seen()) {
-                true => self.stay_hot(out, slots)?,
-                false => self.make_room(out, slots)?,
-            };
+            self.make_room(out, slots)?;
         }
         if out.wanted() {
             let call = self.free_call().ok_or(TrySendError::TooManyCalls)?;
             call.set(u32::from(self.next_call()));
         }
-        Ok(flags)
+        Ok(())
     }
 
     #[inline(always)]
@@ -264,11 +272,86 @@ impl Port {
         // Release: pairs with the acquire in `Port::arrival`; the payload is visible to who sees this header.
         line.publish(0, header.0);
         let tx = &self.tx;
-        tx.index.set(tx.index.get() + slots);
+        let end = tx.index.get() + slots;
+        tx.index.set(end);
         tx.messages.set(tx.messages.get().wrapping_add(1));
-        if header.restart() {
+        if header.restart() || end + slots > tx.until.get() {
+            self.plan(header, slots);
+        }
+    }
+
+    /// Decides for a next message like the last one, from what is known without a cache miss.
+    #[inline(never)]
+    fn plan(&self, sent: Descriptor, slots: usize) {
+        let (tx, count) = (&self.tx, self.tx.sent());
+        // The usual case in a few instructions: the ring was drained when this message left.
+        let before = count.wrapping_sub(slots as u64);
+        let header = self.header.get();
+        let drained = header.credit() == before & CREDIT_MASK
+            && !reached(tx.stale_until.get(), self.messages_seen())
+            && self.layout.depth() >= 2 * HOT_SLOTS
+            && !tx.stopped.get();
+        if !drained {
+            return self.plan_slowly(sent, slots);
+        }
+        tx.acked.set(before);
+        tx.credit_of.set(self.messages_seen());
+        let end = tx.index.get();
+        if sent.restart() {
+            self.start_lap();
+            // In front of the last lap's last message, less a slot for a jump marker.
+            let tail = end - slots;
+            tx.until.set((tail - 1).min(HOT_SLOTS - 1).min(tx.clean_to.get() - 1));
+            return;
+        }
+        let next = end + slots;
+        let clean_to = tx.clean_to.get().min(self.layout.starts());
+        if next < HOT_SLOTS && HOT_SLOTS <= clean_to {
+            tx.until.set(HOT_SLOTS - 1);
+        } else if next >= HOT_SLOTS && end > slots && end < self.layout.starts() {
+            self.counters.add(Counter::Restarts);
+            tx.set_restart(true);
+            tx.until.set(next);
+        } else {
+            self.plan_slowly(sent, slots);
+        }
+    }
+
+    #[inline(never)]
+    fn plan_slowly(&self, sent: Descriptor, slots: usize) {
+        let tx = &self.tx;
+        if sent.restart() {
             self.start_lap();
         }
+        tx.until.set(0);
+        tx.set_restart(false);
+        if tx.stopped.get() || self.take_credit_from_header().is_err() {
+            return;
+        }
+        let (index, end) = (tx.index.get(), tx.index.get() + slots);
+        let starts = self.layout.starts();
+        if end > tx.limit(self.layout) || !tx.admits(self.layout, slots, sent.as_outgoing()) {
+            return;
+        }
+        if end >= HOT_SLOTS && index < starts && tx.drained_to(slots as u64) {
+            self.counters.add(Counter::Restarts);
+            tx.set_restart(true);
+            tx.until.set(end);
+        } else if end < HOT_SLOTS && HOT_SLOTS <= tx.clean_to.get().min(starts) {
+            self.set_until(HOT_SLOTS - 1, 0);
+        } else if end < tx.clean_to.get().min(starts) && tx.in_flight() <= slots as u64 {
+            self.set_until(end, 0);
+        }
+    }
+
+    /// Lets the fast path go on to `wanted`, or as far as is known to be admitted, free and clean. `slots` are about to be
+    /// sent and end before that.
+    fn set_until(&self, wanted: usize, slots: usize) {
+        let tx = &self.tx;
+        let held = tx.messages_in_flight() + slots;
+        let admitted = tx.index.get() + slots + self.layout.depth().saturating_sub(held);
+        let until = wanted.min(admitted).min(tx.limit(self.layout));
+        tx.until.set(until.min(self.layout.starts() - 1).min(tx.clean_to.get() - 1));
     }
 
     /// The slots behind the first of a long message: their header words are 0, which is no message.
@@ -289,34 +372,10 @@ impl Port {
         }
     }
 
-    /// The usual decision of a ring that keeps draining: start over once the hot set is used up, else go on in it.
-    #[inline(always)]
-    fn stay_hot(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
-        let tx = &self.tx;
-        let (index, end) = (tx.index.get(), tx.index.get() + slots);
-        tx.acked.set(tx.sent());
-        tx.credit_of.set(self.messages_seen());
-        if tx.stopped.get() {
-            return Err(self.refusal());
-        }
-        // Slot 0 must stay free for a jump marker, so the first message of a lap cannot be its last.
-        if index > 0 && end >= HOT_SLOTS {
-            self.counters.add(Counter::Restarts);
-            return Ok(RESTART);
-        }
-        let clean_to = tx.clean_to.get().min(self.layout.starts());
-        if end < clean_to {
-            let hot = end.max(HOT_SLOTS - 1).min(clean_to - 1);
-            tx.until.set(hot.min(index + self.layout.depth()));
-            return Ok(0);
-        }
-        self.make_room(out, slots)
-    }
-
     /// The slow path: takes credit, finds room, decides whether this message ends the lap, and how far the fast path goes.
     #[cold]
     #[inline(never)]
-    fn make_room(&self, out: Outgoing, slots: usize) -> Result<u64, TrySendError> {
+    fn make_room(&self, out: Outgoing, slots: usize) -> Result<(), TrySendError> {
         let tx = &self.tx;
         if tx.stopped.get() {
             return Err(self.refusal());
@@ -329,21 +388,19 @@ impl Port {
                 return Err(TrySendError::Full);
             }
         }
-        let (index, end) = (tx.index.get(), tx.index.get() + slots);
-        if end >= self.layout.starts() {
-            return Ok(RESTART);
+        let end = tx.index.get() + slots;
+        if end >= HOT_SLOTS && tx.in_flight() > 0 && !news {
+            self.take_credit_from_cursor()?;
         }
-        if end >= HOT_SLOTS && index > 0 {
-            if tx.in_flight() > 0 && !news {
-                self.take_credit_from_cursor()?;
-            }
-            if tx.in_flight() == 0 {
-                self.counters.add(Counter::Restarts);
-                return Ok(RESTART);
-            }
+        let restart = end >= self.layout.starts() || (end >= HOT_SLOTS && tx.drained_to(0));
+        tx.set_restart(restart);
+        if restart {
+            self.counters.add(Counter::Restarts);
+            tx.until.set(end);
+        } else {
+            self.extend(end, slots);
         }
-        self.extend(end, slots);
-        Ok(0)
+        Ok(())
     }
 
     /// Why a stopped port sends nothing.
@@ -380,7 +437,7 @@ impl Port {
         }
         let target = previous.end;
         self.own.line(RING_LINE + target).store(0, 0);
-        let marker = Descriptor::jump(tx.tag.get(), target);
+        let marker = Descriptor::jump(tx.tag(), target);
         // Release: pairs with the acquire in `Port::arrival`; the cleared target is visible to who sees the marker.
         self.own.line(RING_LINE + index).publish(0, marker.0);
         lap.jump_after = index as u64 + 1;
@@ -395,12 +452,12 @@ impl Port {
     /// Clears slots ahead and sets how far the fast path may go after a message that ends at `end`.
     fn extend(&self, end: usize, slots: usize) {
         let (tx, starts) = (&self.tx, self.layout.starts());
-        let stride = if end < HOT_SLOTS {
-            HOT_SLOTS - 1 - end
+        let wanted = if end < HOT_SLOTS {
+            HOT_SLOTS - 1
         } else {
             let stride = tx.stride.get();
             tx.stride.set((stride * 2).min(starts / 2));
-            stride
+            end + stride
         };
         if end >= tx.clean_to.get() {
             let to = (end + FIRST_STRIDE).min(starts);
@@ -409,30 +466,21 @@ impl Port {
             }
             tx.clean_to.set(to);
         }
-        let held = tx.messages_in_flight() + slots;
-        let admitted = end + self.layout.depth().saturating_sub(held);
-        tx.until.set(
-            (end + stride)
-                .min(admitted)
-                .min(tx.limit(self.layout))
-                .min(starts - 1)
-                .min(tx.clean_to.get() - 1),
-        );
+        self.set_until(wanted, slots);
     }
 
-    #[inline(always)]
     fn start_lap(&self) {
         let tx = &self.tx;
         let mut ended = tx.lap.get();
         ended.end = tx.index.get();
+        let sent = tx.sent();
         tx.previous.set(ended);
-        tx.lap.set(Lap::starting(tx.sent()));
-        tx.base.set(tx.sent());
-        tx.clean_to.set(ended.end.min(self.layout.starts()));
-        tx.tag.set(next_tag(tx.tag.get()));
-        tx.stride.set(FIRST_STRIDE);
+        tx.lap.set(Lap::starting(sent));
+        tx.base.set(sent);
         tx.index.set(0);
-        tx.until.set(0);
+        tx.clean_to.set(ended.end.min(self.layout.starts()));
+        tx.head.set(u64::from(next_tag(tx.tag())));
+        tx.stride.set(FIRST_STRIDE);
     }
 
     /// Takes the credit that came with the last message; says whether there was a message that it was not taken from before.

@@ -10,8 +10,8 @@ pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
 /// Tells the CPU that this is a spin loop; under loom, lets the other threads run.
 #[inline(always)]
 pub fn spin_loop() {
-    #[cfg(not(loom))]
-    core::hint::spin_loop();
     #[cfg(loom)]
     loom::thread::yield_now();
+    #[cfg(not(loom))]
+    core::hint::spin_loop();
 }

@@ -43,7 +43,12 @@ impl SharedBlock {
             rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, &fd, 0)
         }?;
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
-        let block = SharedBlock { base, bytes, words: words.max(1), fd };
+        let block = SharedBlock {
+            base,
+            bytes,
+            words: words.max(1),
+            fd,
+        };
         // SAFETY: bounds: the range is this mapping's own; populating changes no contents.
         unsafe { rustix::mm::madvise(block.base.as_ptr(), bytes, Advice::LinuxPopulateWrite) }?;
         Ok(block)
@@ -87,7 +92,13 @@ pub fn wait_unbounded(word: &AtomicU64, value: u64) {
     let no_timeout = std::ptr::null::<libc::timespec>();
     // SAFETY: lifetime: the word is borrowed for the call, which only reads it.
     unsafe {
-        libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAIT, value as u32, no_timeout);
+        libc::syscall(
+            libc::SYS_futex,
+            address,
+            libc::FUTEX_WAIT,
+            value as u32,
+            no_timeout,
+        );
     }
 }
 

@@ -135,11 +135,17 @@ fn reading() -> (u64, u64) {
         let before = ticks();
         let ns = monotonic();
         let after = ticks();
-        (after.wrapping_sub(before), before.wrapping_add(after.wrapping_sub(before) / 2), ns)
+        (
+            after.wrapping_sub(before),
+            before.wrapping_add(after.wrapping_sub(before) / 2),
+            ns,
+        )
     };
-    let (_, ticks, ns) = (1..READINGS)
-        .map(|_| one())
-        .fold(one(), |best, next| if next.0 < best.0 { next } else { best });
+    let (_, ticks, ns) =
+        (1..READINGS).map(|_| one()).fold(
+            one(),
+            |best, next| if next.0 < best.0 { next } else { best },
+        );
     (ticks, ns)
 }
 
@@ -156,6 +162,9 @@ mod tests {
         let real = start.elapsed().as_nanos() as f64;
         // The thread may lose its CPU between the readings, so the bounds are wide.
         let measured = clock.ns(ticks);
-        assert!(measured > 15e6 && measured < real * 1.1, "{measured} ns for {real}");
+        assert!(
+            measured > 15e6 && measured < real * 1.1,
+            "{measured} ns for {real}"
+        );
     }
 }

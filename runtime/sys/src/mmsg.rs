@@ -38,7 +38,13 @@ impl MessageBatch {
                 header
             })
             .collect();
-        MessageBatch { headers, vectors, bytes, stride, size }
+        MessageBatch {
+            headers,
+            vectors,
+            bytes,
+            stride,
+            size,
+        }
     }
 
     /// How many buffers there are.
@@ -81,24 +87,45 @@ impl MessageBatch {
     /// # Panics
     ///
     /// If `first..end` is no range of buffers.
-    pub fn send(&mut self, socket: BorrowedFd<'_>, first: usize, end: usize, wait: bool) -> io::Result<usize> {
+    pub fn send(
+        &mut self,
+        socket: BorrowedFd<'_>,
+        first: usize,
+        end: usize,
+        wait: bool,
+    ) -> io::Result<usize> {
         let headers = &mut self.headers[first..end];
         let flags = libc::MSG_NOSIGNAL | if wait { 0 } else { libc::MSG_DONTWAIT };
         // SAFETY: bounds: `headers` are that many, and each points to one vector of one buffer, all owned by self.
         let sent = unsafe {
-            libc::sendmmsg(socket.as_raw_fd(), headers.as_mut_ptr(), headers.len() as libc::c_uint, flags as _)
+            libc::sendmmsg(
+                socket.as_raw_fd(),
+                headers.as_mut_ptr(),
+                headers.len() as libc::c_uint,
+                flags as _,
+            )
         };
         usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
 
     /// Receives as many messages as there are and fit; with `wait` it sleeps for the first one.
     pub fn receive(&mut self, socket: BorrowedFd<'_>, wait: bool) -> io::Result<usize> {
-        let flags = if wait { libc::MSG_WAITFORONE } else { libc::MSG_DONTWAIT };
+        let flags = if wait {
+            libc::MSG_WAITFORONE
+        } else {
+            libc::MSG_DONTWAIT
+        };
         let count = self.headers.len() as libc::c_uint;
         // SAFETY: bounds: `headers` are `count`, and each points to one vector of one buffer, all owned by self. No timeout is
         // passed.
         let got = unsafe {
-            libc::recvmmsg(socket.as_raw_fd(), self.headers.as_mut_ptr(), count, flags as _, std::ptr::null_mut())
+            libc::recvmmsg(
+                socket.as_raw_fd(),
+                self.headers.as_mut_ptr(),
+                count,
+                flags as _,
+                std::ptr::null_mut(),
+            )
         };
         usize::try_from(got).map_err(|_| io::Error::last_os_error())
     }

@@ -12,7 +12,7 @@
 //!
 //! Needs Linux 6.1 (`IORING_SETUP_DEFER_TASKRUN`); older kernels and locked-down ones give an error from [`UringDatagrams::new`].
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fixed, SubmitArgs, Timespec};
+use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
 use std::alloc::Layout;
 use std::io;
@@ -25,6 +25,10 @@ use std::time::Duration;
 const SEND: u64 = 1;
 /// Marks completions of the multishot receive.
 const RECEIVE: u64 = 2;
+/// Marks the completion that ends a wait from outside.
+const WOKEN: u64 = 3;
+/// Requests beside the sends that may have to be queued at once: the multishot receive and the poll of the waker.
+const STANDING: u32 = 2;
 /// The only buffer group.
 const GROUP: u16 = 0;
 /// The most buffers that a provided ring can have.
@@ -37,7 +41,7 @@ const RING_ALIGN: usize = 4096;
 pub enum UringWait {
     /// Not at all; enters the kernel only to send or when it says that there is something.
     Look,
-    /// Until something arrives or the socket is shut down.
+    /// Until something arrives or the waker is used.
     Block,
     /// Until something arrives or this long is over.
     AtMost(Duration),
@@ -58,12 +62,20 @@ pub struct UringDatagrams {
     /// Something was pushed that the kernel has not taken yet.
     pending: bool,
     socket: OwnedFd,
+    /// Readable once somebody has written to `waker`; the ring polls it.
+    woken: OwnedFd,
+    waker: OwnedFd,
 }
 
 impl UringDatagrams {
     /// Takes a connected datagram socket. Messages are at most `message` bytes long; `inbound` buffers, a power of two,
     /// stand ready for arrivals, and `outbound` sends can be queued.
-    pub fn new(socket: OwnedFd, message: usize, inbound: u16, outbound: u16) -> io::Result<UringDatagrams> {
+    pub fn new(
+        socket: OwnedFd,
+        message: usize,
+        inbound: u16,
+        outbound: u16,
+    ) -> io::Result<UringDatagrams> {
         if message == 0 || outbound == 0 || !inbound.is_power_of_two() || inbound > MAX_INBOUND {
             return Err(io::ErrorKind::InvalidInput.into());
         }
@@ -73,15 +85,21 @@ impl UringDatagrams {
             .setup_taskrun_flag()
             .setup_submit_all()
             .setup_cqsize(2 * u32::from(inbound).max(u32::from(outbound)))
-            .build(u32::from(outbound).next_power_of_two() * 2)?;
+            .build((u32::from(outbound) + STANDING).next_power_of_two())?;
         ring.submitter().register_files(&[socket.as_raw_fd()])?;
         let inbox = Inbox::new(inbound, message);
         // SAFETY: lifetime: the ring's memory lives in `inbox`, which is freed after the group was unregistered and all
         // requests were cancelled, or not at all.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(inbox.entries.as_ptr() as u64, inbound, GROUP, 0)
+            ring.submitter().register_buf_ring_with_flags(
+                inbox.entries.as_ptr() as u64,
+                inbound,
+                GROUP,
+                0,
+            )
         }?;
         let stride = message.next_multiple_of(64);
+        let (woken, waker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let mut datagrams = UringDatagrams {
             ring,
             inbox,
@@ -92,14 +110,24 @@ impl UringDatagrams {
             armed: false,
             pending: false,
             socket,
+            woken,
+            waker,
         };
         datagrams.inbox.provide_all();
+        let poll = opcode::PollAdd::new(Fd(datagrams.woken.as_raw_fd()), libc::POLLIN as u32);
+        datagrams.push(&poll.build().user_data(WOKEN))?;
         Ok(datagrams)
     }
 
-    /// The socket, for instance to shut it down from elsewhere.
+    /// The socket.
     pub fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+
+    /// A pipe: whoever writes a byte to it ends a [`receive`](Self::receive) with [`io::ErrorKind::Interrupted`], now or later.
+    /// Shutting the socket down would not, because a datagram socket that is shut down has nothing to say to `io_uring`.
+    pub fn waker(&self) -> BorrowedFd<'_> {
+        self.waker.as_fd()
     }
 
     /// How many more sends can be queued before [`flush`](Self::flush).
@@ -167,7 +195,9 @@ impl UringDatagrams {
     #[inline]
     fn arm(&mut self) -> io::Result<()> {
         if !self.armed {
-            let entry = opcode::RecvMulti::new(Fixed(0), GROUP).build().user_data(RECEIVE);
+            let entry = opcode::RecvMulti::new(Fixed(0), GROUP)
+                .build()
+                .user_data(RECEIVE);
             self.push(&entry)?;
             self.armed = true;
         }
@@ -209,6 +239,7 @@ impl UringDatagrams {
         for entry in self.ring.completion() {
             let outcome = match entry.user_data() {
                 SEND => sent(&entry),
+                WOKEN => Err(io::ErrorKind::Interrupted.into()),
                 _ => {
                     self.armed &= cqueue::more(entry.flags());
                     received(&entry)
@@ -235,7 +266,10 @@ impl Drop for UringDatagrams {
     fn drop(&mut self) {
         // What is queued but not submitted has no hold on memory; what is in flight is cancelled and waited for.
         let bound = Timespec::from(Duration::from_secs(1));
-        let cancelled = self.ring.submitter().register_sync_cancel(Some(bound), CancelBuilder::any());
+        let cancelled = self
+            .ring
+            .submitter()
+            .register_sync_cancel(Some(bound), CancelBuilder::any());
         let gone = match cancelled {
             Ok(()) => true,
             Err(error) => error.kind() == io::ErrorKind::NotFound,
@@ -262,7 +296,7 @@ fn received(entry: &cqueue::Entry) -> io::Result<Option<(u16, usize)>> {
         // All buffers are taken: the receive is armed again once some are back.
         None if result == -libc::ENOBUFS => Ok(None),
         None if result < 0 => Err(io::Error::from_raw_os_error(-result)),
-        // Nothing and no buffer: the socket was shut down.
+        // Nothing and no buffer.
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
 }
@@ -309,7 +343,9 @@ impl Inbox {
 
     /// The start of a buffer; outside the allocation, so never dereferenced, if there is no such buffer.
     fn start(&self, buffer: u16) -> *mut u8 {
-        self.buffers.as_ptr().wrapping_add(usize::from(buffer) * self.stride)
+        self.buffers
+            .as_ptr()
+            .wrapping_add(usize::from(buffer) * self.stride)
     }
 
     /// What the kernel has put into a buffer that a completion named.
@@ -409,51 +445,92 @@ mod tests {
 
     #[test]
     fn messages_go_both_ways_for_longer_than_the_buffers_last() {
-        let Some((mut near, far)) = pair(8, 4, 2) else { return };
+        let Some((mut near, far)) = pair(8, 4, 2) else {
+            return;
+        };
         let mut answer = [0; 8];
         for round in 0..64u64 {
-            near.queue(8, |slot| slot.copy_from_slice(&round.to_ne_bytes())).unwrap();
+            near.queue(8, |slot| slot.copy_from_slice(&round.to_ne_bytes()))
+                .unwrap();
             near.flush().unwrap();
             assert_eq!(far.recv(&mut answer).unwrap(), 8);
             far.send(&answer).unwrap();
             let mut got = 0;
-            while near.receive(UringWait::Block, |bytes| got = u64::from_ne_bytes(bytes.try_into().unwrap())).unwrap() == 0 {}
+            while near
+                .receive(UringWait::Block, |bytes| {
+                    got = u64::from_ne_bytes(bytes.try_into().unwrap())
+                })
+                .unwrap()
+                == 0
+            {}
             assert_eq!(got, round);
         }
     }
 
     #[test]
     fn a_burst_beyond_the_buffers_is_received_after_arming_again() {
-        let Some((mut near, far)) = pair(1, 4, 2) else { return };
+        let Some((mut near, far)) = pair(1, 4, 2) else {
+            return;
+        };
         assert_eq!(near.receive(UringWait::Look, |_| {}).unwrap(), 0);
         for byte in 0..16u8 {
             far.send(&[byte]).unwrap();
         }
         let mut got = Vec::new();
         while got.len() < 16 {
-            near.receive(UringWait::AtMost(Duration::from_secs(5)), |bytes| got.extend_from_slice(bytes)).unwrap();
+            near.receive(UringWait::AtMost(Duration::from_secs(5)), |bytes| {
+                got.extend_from_slice(bytes)
+            })
+            .unwrap();
         }
         assert_eq!(got, (0..16).collect::<Vec<_>>());
     }
 
     #[test]
     fn looking_alone_finds_what_arrives() {
-        let Some((mut near, far)) = pair(1, 4, 2) else { return };
+        let Some((mut near, far)) = pair(1, 4, 2) else {
+            return;
+        };
         assert_eq!(near.receive(UringWait::Look, |_| {}).unwrap(), 0);
         far.send(b"x").unwrap();
         let deadline = std::time::Instant::now() + Duration::from_secs(10);
-        while near.receive(UringWait::Look, |bytes| assert_eq!(bytes, b"x")).unwrap() == 0 {
+        while near
+            .receive(UringWait::Look, |bytes| assert_eq!(bytes, b"x"))
+            .unwrap()
+            == 0
+        {
             assert!(std::time::Instant::now() < deadline, "it was never seen");
         }
     }
 
     #[test]
+    fn a_sleep_is_ended_from_another_thread() {
+        let Some((mut near, _far)) = pair(1, 2, 1) else {
+            return;
+        };
+        let waker = near.waker().try_clone_to_owned().unwrap();
+        let other = std::thread::spawn(move || rustix::io::write(&waker, &[0]).unwrap());
+        let ended = near.receive(UringWait::Block, |_| {});
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::Interrupted);
+        other.join().unwrap();
+    }
+
+    #[test]
     fn a_full_outbox_and_a_silent_peer_are_reported() {
-        let Some((mut near, _far)) = pair(1, 2, 1) else { return };
+        let Some((mut near, _far)) = pair(1, 2, 1) else {
+            return;
+        };
         near.queue(1, |slot| slot[0] = 1).unwrap();
         assert_eq!(near.room(), 0);
-        assert_eq!(near.queue(1, |_| {}).unwrap_err().kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(near.receive(UringWait::AtMost(Duration::from_millis(1)), |_| {}).unwrap(), 0);
+        assert_eq!(
+            near.queue(1, |_| {}).unwrap_err().kind(),
+            io::ErrorKind::WouldBlock
+        );
+        assert_eq!(
+            near.receive(UringWait::AtMost(Duration::from_millis(1)), |_| {})
+                .unwrap(),
+            0
+        );
         assert_eq!(near.room(), 1);
     }
 }

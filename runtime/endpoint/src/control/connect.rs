@@ -38,7 +38,8 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
         });
     }
     let half = Half::create(options)?;
-    let hello = Opening::Hello(half.identity).to_bytes();
+    let sharing = options.memory.sharing;
+    let hello = Opening::Hello(half.identity, sharing).to_bytes();
     match control::send(socket.as_fd(), &hello, Some(half.descriptor.as_fd())) {
         Ok(()) => {}
         Err(Errno::PIPE | Errno::CONNRESET) => return Err(OpenError::HungUp),
@@ -46,12 +47,13 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
     }
     let (answer, segment) = receive(path, socket.as_fd(), deadline, timed_out)?;
     match (answer, segment) {
-        (Opening::Welcome(identity), Some(segment)) => {
-            Opened::new(half, identity, segment, socket)
+        (Opening::Welcome(identity, theirs), Some(segment)) if theirs == sharing => {
+            Opened::new(half, identity, segment, socket, sharing)
         }
-        (Opening::Welcome(_), None) => Err(OpenError::Opening("a welcome without its segment")),
+        (Opening::Welcome(..), Some(_)) => Err(OpenError::Sharing),
+        (Opening::Welcome(..), None) => Err(OpenError::Opening("a welcome without its segment")),
         (Opening::Refusal(theirs, why), _) => Err(refused(theirs, why)),
-        (Opening::Hello(_), _) => Err(OpenError::Opening("a hello instead of an answer")),
+        (Opening::Hello(..), _) => Err(OpenError::Opening("a hello instead of an answer")),
     }
 }
 
@@ -65,6 +67,7 @@ fn refused(theirs: tightbeam_segment::Identity, why: Refusal) -> OpenError {
             uid: control::own_uid(),
         },
         Refusal::Exhausted => OpenError::ListenerExhausted,
+        Refusal::Sharing => OpenError::Sharing,
         Refusal::Segment => OpenError::Opening("it cannot use our segment"),
     }
 }

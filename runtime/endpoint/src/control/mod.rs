@@ -25,7 +25,9 @@ use tightbeam_segment::{
 };
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::Credentials;
-use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory};
+use tightbeam_sys::memory::{
+    self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory, Sharing,
+};
 
 /// Decides by a peer's credentials whether it may have a channel.
 pub(crate) type Policy = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
@@ -84,10 +86,11 @@ impl Opened {
         peer_identity: Identity,
         segment: OwnedFd,
         socket: OwnedFd,
+        sharing: Sharing,
     ) -> Result<Opened, OpenError> {
         let page = memory::page_size();
         let layout = peer_identity.check(page as u32)?;
-        let lines = PeerLines::new(PeerMemory::map(segment, layout.bytes(page))?);
+        let lines = PeerLines::new(PeerMemory::map(segment, layout.bytes(page), sharing)?);
         let theirs = Layout::attach(lines, &peer_identity, page as u32)?;
         let (peer, pidfd) = identify(&socket)?;
         Ok(Opened {

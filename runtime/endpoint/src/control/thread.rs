@@ -19,6 +19,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
+use tightbeam_sys::memory::Sharing;
 use tightbeam_sys::wake;
 
 /// A peer whose socket hung up but whose process lives is given this long to end: a dying process closes its descriptors
@@ -347,7 +348,7 @@ impl Thread {
             return;
         };
         let opening = Opening::parse(&buffer[..received.bytes]);
-        let Some(Opening::Hello(hello)) = opening else {
+        let Some(Opening::Hello(hello, sharing)) = opening else {
             return; // garbage, or a hang-up: dropped, the socket with it
         };
         let segment = received.descriptors.pop();
@@ -355,7 +356,7 @@ impl Thread {
         let Some(segment) = segment.filter(|_| one_descriptor && !received.truncated) else {
             return;
         };
-        if let Some(opened) = admit(hello, segment, socket, &options) {
+        if let Some(opened) = admit(hello, sharing, segment, socket, &options) {
             door.put(Notice::Opened(Box::new(opened)));
         }
     }
@@ -408,6 +409,7 @@ impl Thread {
 /// The listener's side of the opening, once the hello is there.
 fn admit(
     hello: tightbeam_segment::Identity,
+    sharing: Sharing,
     segment: OwnedFd,
     socket: OwnedFd,
     options: &OpenOptions,
@@ -430,11 +432,15 @@ fn admit(
         refuse(&socket, Opening::Refusal(ours, Refusal::NotAdmitted));
         return None;
     }
+    if sharing != options.memory.sharing {
+        refuse(&socket, Opening::Refusal(ours, Refusal::Sharing));
+        return None;
+    }
     let (Ok(memory), Ok(client)) = (half.descriptor.try_clone(), socket.try_clone()) else {
         refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
         return None;
     };
-    let opened = match Opened::new(half, hello, segment, socket) {
+    let opened = match Opened::new(half, hello, segment, socket, sharing) {
         Ok(opened) => opened,
         Err(OpenError::Mismatch(_)) => {
             refuse(&client, Opening::Refusal(ours, Refusal::Mismatch));
@@ -449,7 +455,7 @@ fn admit(
             return None;
         }
     };
-    let welcome = Opening::Welcome(ours).to_bytes();
+    let welcome = Opening::Welcome(ours, sharing).to_bytes();
     // A client that has gone meanwhile: its channel never was.
     control::send(client.as_fd(), &welcome, Some(memory.as_fd())).ok()?;
     Some(opened)

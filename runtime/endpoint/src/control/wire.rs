@@ -11,6 +11,7 @@
 //! The first three fields are the same in every version, so that two versions can refuse each other by name.
 
 use tightbeam_segment::{Identity, Incarnation};
+use tightbeam_sys::memory::Sharing;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "tb-open" and a byte that no text has.
@@ -30,7 +31,7 @@ struct Raw {
     depth: u32,
     incarnation: [u64; 2],
     reason: u32,
-    reserved: u32,
+    flags: u32,
 }
 
 const _: () = assert!(BYTES == 56);
@@ -39,9 +40,9 @@ const _: () = assert!(BYTES == 56);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
     /// The client's segment comes with it.
-    Hello(Identity),
+    Hello(Identity, Sharing),
     /// The listener's segment comes with it.
-    Welcome(Identity),
+    Welcome(Identity, Sharing),
     /// No channel, and why.
     Refusal(Identity, Refusal),
 }
@@ -57,27 +58,35 @@ pub(super) enum Refusal {
     Exhausted,
     /// The client's segment is not acceptable.
     Segment,
+    /// One side wants to be trusted with writing, the other does not trust.
+    Sharing,
 }
+
+/// Flag: both sides may map this segment writable.
+const TRUSTED: u32 = 1;
 
 const HELLO: u32 = 1;
 const WELCOME: u32 = 2;
 const REFUSAL: u32 = 3;
 
 impl Refusal {
-    const ALL: [Refusal; 4] = [
+    const ALL: [Refusal; 5] = [
         Refusal::Mismatch,
         Refusal::NotAdmitted,
         Refusal::Exhausted,
         Refusal::Segment,
+        Refusal::Sharing,
     ];
 }
 
 impl Opening {
     pub(super) fn to_bytes(self) -> [u8; BYTES] {
-        let (kind, identity, reason) = match self {
-            Opening::Hello(identity) => (HELLO, identity, 0),
-            Opening::Welcome(identity) => (WELCOME, identity, 0),
-            Opening::Refusal(identity, why) => (REFUSAL, identity, why as u32),
+        let (kind, identity, sharing, reason) = match self {
+            Opening::Hello(identity, sharing) => (HELLO, identity, sharing, 0),
+            Opening::Welcome(identity, sharing) => (WELCOME, identity, sharing, 0),
+            Opening::Refusal(identity, why) => {
+                (REFUSAL, identity, Sharing::OneWriter, why as u32)
+            }
         };
         let raw = Raw {
             magic: MAGIC,
@@ -88,7 +97,7 @@ impl Opening {
             depth: identity.depth,
             incarnation: identity.incarnation.0,
             reason,
-            reserved: 0,
+            flags: if sharing == Sharing::Trusted { TRUSTED } else { 0 },
         };
         zerocopy::transmute!(raw)
     }
@@ -106,9 +115,14 @@ impl Opening {
             depth: raw.depth,
             incarnation: Incarnation(raw.incarnation),
         };
+        let sharing = match raw.flags {
+            0 => Sharing::OneWriter,
+            TRUSTED => Sharing::Trusted,
+            _ => return None,
+        };
         match raw.kind {
-            HELLO => Some(Opening::Hello(identity)),
-            WELCOME => Some(Opening::Welcome(identity)),
+            HELLO => Some(Opening::Hello(identity, sharing)),
+            WELCOME => Some(Opening::Welcome(identity, sharing)),
             REFUSAL => {
                 let why = Refusal::ALL.into_iter().find(|&r| r as u32 == raw.reason)?;
                 Some(Opening::Refusal(identity, why))
@@ -131,15 +145,17 @@ mod tests {
     #[test]
     fn each_message_comes_back() {
         let refusals = Refusal::ALL.map(|why| Opening::Refusal(identity(), why));
-        let others = [Opening::Hello(identity()), Opening::Welcome(identity())];
-        for opening in refusals.into_iter().chain(others) {
+        let both = [Sharing::OneWriter, Sharing::Trusted];
+        let hellos = both.map(|sharing| Opening::Hello(identity(), sharing));
+        let welcomes = both.map(|sharing| Opening::Welcome(identity(), sharing));
+        for opening in refusals.into_iter().chain(hellos).chain(welcomes) {
             assert_eq!(Opening::parse(&opening.to_bytes()), Some(opening));
         }
     }
 
     #[test]
     fn garbage_is_no_message() {
-        let good = Opening::Hello(identity()).to_bytes();
+        let good = Opening::Hello(identity(), Sharing::OneWriter).to_bytes();
         assert_eq!(Opening::parse(&good[..BYTES - 1]), None);
         for (at, value) in [(0, 0), (8, 9)] {
             let mut bad = good;

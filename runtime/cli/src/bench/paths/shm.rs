@@ -1,0 +1,333 @@
+//! Tightbeam's own path, through its public API: listening, connecting, handler tables, `send`, `call` and `poll`, nothing below.
+//!
+//! A round trip is a message to a handler that checks it and sends a message back, which another handler checks. A call is
+//! `call` and `reply`. A rate is `send` until the ring is full, and `poll` on the other side.
+
+use super::{Class, Initiator, Lane, Offer, Path, Pour, Station};
+use crate::bench::fault::Broken;
+use crate::bench::payload::Sequence;
+use crate::bench::spec::{Job, Pause, Spec, Wait};
+use crate::bench::watch::{Release, called_off};
+use crate::cleanup::PrivateDir;
+use std::fmt::Display;
+use std::os::fd::OwnedFd;
+use std::path::Path as FilePath;
+use std::time::Duration;
+use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
+
+pub(crate) struct Shm;
+
+/// Handlers of the second process.
+const PING: u16 = 1;
+const POURED: u16 = 2;
+const NULL: u16 = 3;
+/// Handler of the first process.
+const PONG: u16 = 4;
+/// Messages of one poll where several can have arrived.
+const BUDGET: usize = 256;
+/// Between two looks at whether the measurement was called off, by time and by polls.
+const LOOK: Duration = Duration::from_millis(100);
+const LOOKS: u32 = 10_000;
+
+/// What the handlers work on.
+struct State {
+    incoming: Sequence,
+    outgoing: Sequence,
+    /// The answer is written here before it is sent.
+    answer: Box<[u8]>,
+    broken: Option<Broken>,
+}
+
+impl State {
+    fn new(size: usize) -> State {
+        State {
+            incoming: Sequence::new(),
+            outgoing: Sequence::new(),
+            answer: vec![0; size].into_boxed_slice(),
+            broken: None,
+        }
+    }
+
+    #[inline(always)]
+    fn check(&mut self, message: Message<'_>) {
+        if let Err(broken) = self.incoming.check(message.bytes()) {
+            self.broken.get_or_insert(broken);
+        }
+    }
+}
+
+fn ping(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
+    state.check(message);
+    state.outgoing.write(&mut state.answer);
+    if let Err(error) = reply.try_send(PONG, &state.answer) {
+        state.broken.get_or_insert(endpoint(error));
+    }
+}
+
+fn take_message(state: &mut State, message: Message<'_>, _reply: Reply<'_>) {
+    state.check(message);
+}
+
+fn null(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
+    state.check(message);
+    reply.send(&state.answer);
+}
+
+/// An endpoint and how to poll it.
+struct Side {
+    endpoint: Endpoint<State>,
+    /// Whoever spins polls and pauses in turn; `None` leaves the waiting to the endpoint.
+    spinning: Option<Pause>,
+}
+
+impl Side {
+    fn new(endpoint: Endpoint<State>, spec: &Spec) -> Side {
+        let spinning = (spec.wait == Wait::Spin).then(|| spec.pause());
+        Side { endpoint, spinning }
+    }
+
+    /// Handles messages until there have been `count` in all of this side's life.
+    #[inline(always)]
+    fn poll_until(&mut self, count: u64, budget: usize) -> Result<(), Broken> {
+        while self.endpoint.state().incoming.count() < count {
+            let Some(pause) = self.spinning else {
+                if self.endpoint.poll_for(budget, LOOK) == 0 {
+                    self.nothing()?;
+                }
+                continue;
+            };
+            let endpoint = &mut self.endpoint;
+            let mut looks = 0;
+            while endpoint.poll(budget) == 0 {
+                pause.once();
+                looks += 1;
+                if looks == LOOKS {
+                    self.nothing()?;
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing has come: why?
+    #[cold]
+    fn nothing(&mut self) -> Result<(), Broken> {
+        while let Some(event) = self.endpoint.next_event() {
+            match event {
+                Event::Opened { .. } => {}
+                Event::Faulted { fault, .. } => return Err(endpoint(fault)),
+                _ => return Err(Broken::Closed),
+            }
+        }
+        if called_off() {
+            Err(Broken::CalledOff)
+        } else {
+            Ok(())
+        }
+    }
+
+    #[inline(always)]
+    fn state(&mut self) -> Result<&mut State, Broken> {
+        let state = self.endpoint.state_mut();
+        match state.broken.take() {
+            None => Ok(state),
+            Some(broken) => Err(broken),
+        }
+    }
+}
+
+/// Round trips by messages.
+struct Pinger {
+    side: Side,
+    message: Box<[u8]>,
+}
+
+impl Initiator for Pinger {
+    #[inline(always)]
+    fn round_trip(&mut self) -> Result<(), Broken> {
+        let state = self.side.endpoint.state_mut();
+        state.outgoing.write(&mut self.message);
+        let turn = state.outgoing.count();
+        self.side
+            .endpoint
+            .try_send(PING, &self.message)
+            .map_err(endpoint)?;
+        self.side.poll_until(turn, 1)?;
+        self.side.state().map(drop)
+    }
+}
+
+/// Round trips by calls.
+struct Caller {
+    endpoint: Endpoint<State>,
+    outgoing: Sequence,
+    message: Box<[u8]>,
+}
+
+impl Initiator for Caller {
+    #[inline(always)]
+    fn round_trip(&mut self) -> Result<(), Broken> {
+        self.outgoing.write(&mut self.message);
+        let size = self.message.len();
+        let answer = self.endpoint.call(NULL, &self.message).map_err(endpoint)?;
+        match answer.len() == size {
+            true => Ok(()),
+            false => Err(Broken::Payload {
+                message: self.outgoing.count(),
+                size: answer.len(),
+            }),
+        }
+    }
+}
+
+struct Source {
+    side: Side,
+    /// Both processes on one CPU, spinning: waiting for room must let the other one run.
+    yields: bool,
+    sequence: Sequence,
+    message: Box<[u8]>,
+}
+
+impl Pour for Source {
+    fn run(&mut self, count: u32) -> Result<(), Broken> {
+        for _ in 0..count {
+            self.sequence.write(&mut self.message);
+            if self.yields {
+                while let Err(error) = self.side.endpoint.try_send(POURED, &self.message) {
+                    match error {
+                        SendError::Full if !called_off() => rustix::thread::sched_yield(),
+                        error => return Err(endpoint(error)),
+                    }
+                }
+            } else {
+                self.side
+                    .endpoint
+                    .send(POURED, &self.message)
+                    .map_err(endpoint)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The second process's half of everything: it polls, its handlers do the rest.
+struct Server {
+    side: Side,
+    budget: usize,
+}
+
+impl Station for Server {
+    fn serve(&mut self, count: u32) -> Result<u32, Broken> {
+        let until = self.side.endpoint.state().incoming.count() + u64::from(count);
+        self.side.poll_until(until, self.budget)?;
+        self.side.state().map(|_| count)
+    }
+}
+
+fn endpoint(error: impl Display) -> Broken {
+    Broken::Endpoint(error.to_string())
+}
+
+/// Settings that both sides have.
+fn builder(spec: &Spec) -> tightbeam::Builder<State> {
+    let wait = match (spec.wait, spec.shared_cpu) {
+        (Wait::Block, _) => tightbeam::Wait::Park,
+        (Wait::Spin, false) => tightbeam::Wait::Spin,
+        // Nothing would ever arrive while one side spins on the only CPU.
+        (Wait::Spin, true) => tightbeam::Wait::Adaptive,
+    };
+    let builder = Endpoint::builder().state(State::new(spec.size)).wait(wait);
+    match spec.depth {
+        Some(depth) => builder.depth(depth),
+        None => builder,
+    }
+}
+
+fn address(path: &FilePath) -> Result<String, Broken> {
+    let path = path
+        .to_str()
+        .ok_or_else(|| endpoint("the temporary directory's name is no UTF-8"))?;
+    Ok(format!("shm:{path}"))
+}
+
+impl Path for Shm {
+    fn name(&self) -> &'static str {
+        "shm"
+    }
+
+    fn class(&self) -> Class {
+        Class::Other
+    }
+
+    fn does(&self, _job: Job, _wait: Wait) -> bool {
+        true
+    }
+
+    fn call_size(&self) -> usize {
+        0
+    }
+
+    fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
+        if spec.size > MAX_MESSAGE {
+            return Err(endpoint(SendError::TooLarge {
+                len: spec.size,
+                max: MAX_MESSAGE,
+            }));
+        }
+        let directory = PrivateDir::create()?;
+        let path = directory.path().join("shm");
+        let (place, spec) = (path.clone(), spec.clone());
+        let mut offer = Offer::new([], move || {
+            // The directory goes as soon as the channel is open: a channel needs no name.
+            let directory = directory;
+            let client = builder(&spec).handlers(Handlers::new().on(PONG, take_message));
+            let client = client.connect(&address(&place)?).map_err(endpoint)?;
+            drop(directory);
+            let message = vec![0; spec.size].into_boxed_slice();
+            let lane = match spec.job {
+                Job::PingPong => Lane::Exchange(Box::new(Pinger {
+                    side: Side::new(client, &spec),
+                    message,
+                })),
+                Job::Call => Lane::Exchange(Box::new(Caller {
+                    endpoint: client,
+                    outgoing: Sequence::new(),
+                    message,
+                })),
+                Job::Rate => Lane::Pour(Box::new(Source {
+                    yields: spec.shared_cpu && spec.wait == Wait::Spin,
+                    side: Side::new(client, &spec),
+                    sequence: Sequence::new(),
+                    message,
+                })),
+            };
+            // Its waits are bounded, and it notices the death of its peer by itself.
+            Ok((lane, Release::ByItself))
+        });
+        offer.address = Some(path);
+        Ok(offer)
+    }
+
+    fn join(
+        &self,
+        spec: &Spec,
+        _fds: Vec<OwnedFd>,
+        place: Option<&FilePath>,
+    ) -> Result<Box<dyn Station>, Broken> {
+        let place = place.ok_or(Broken::Closed)?;
+        let handlers = Handlers::new()
+            .on(PING, ping)
+            .on(POURED, take_message)
+            .on(NULL, null);
+        let server = builder(spec)
+            .handlers(handlers)
+            .listen(&address(place)?)
+            .map_err(endpoint)?;
+        let budget = if spec.job == Job::Rate { BUDGET } else { 1 };
+        Ok(Box::new(Server {
+            side: Side::new(server, spec),
+            budget,
+        }))
+    }
+}

@@ -1,0 +1,76 @@
+//! UDP over the loopback interface, both sockets connected. Rates have a window, so that nothing is lost; what is lost all the
+//! same is reported.
+
+use super::datagram::{DatagramSocket, Sink, Source, Window};
+use super::wire::Half;
+use super::{Answering, Lane, Offer, Path, Station, take};
+use crate::bench::fault::Broken;
+use crate::bench::spec::{Job, Spec, Wait};
+use crate::bench::watch::Release;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path as FilePath;
+
+pub(crate) struct Udp;
+
+/// Two sockets, each of which takes datagrams from the other one only.
+pub(super) fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
+    near.connect(far.local_addr()?)?;
+    far.connect(near.local_addr()?)?;
+    Ok((near.into(), far.into()))
+}
+
+impl Path for Udp {
+    fn name(&self) -> &'static str {
+        "udp"
+    }
+
+    fn does(&self, _job: Job, _wait: Wait) -> bool {
+        true
+    }
+
+    fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
+        let (near, far) = pair()?;
+        let spec = spec.clone();
+        Ok(Offer::new([far], move || {
+            let release = Release::socket(near.as_fd())?;
+            let lane = match spec.job {
+                Job::Rate => {
+                    let window = Window::open(near.as_fd(), spec.size)?;
+                    let socket = DatagramSocket::new(near, &spec);
+                    Lane::Pour(Box::new(Source::new(socket, spec.size, Some(window))))
+                }
+                Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(
+                    DatagramSocket::new(near, &spec),
+                    spec.size,
+                ))),
+            };
+            Ok((lane, release))
+        }))
+    }
+
+    fn join(
+        &self,
+        spec: &Spec,
+        mut fds: Vec<OwnedFd>,
+        _: Option<&FilePath>,
+    ) -> Result<Box<dyn Station>, Broken> {
+        let socket = take(&mut fds)?;
+        Ok(match spec.job {
+            Job::Rate => {
+                let window = Window::open(socket.as_fd(), spec.size)?;
+                Box::new(Sink::new(
+                    DatagramSocket::new(socket, spec),
+                    spec.size,
+                    Some(window),
+                ))
+            }
+            Job::PingPong | Job::Call => Box::new(Answering(Half::new(
+                DatagramSocket::new(socket, spec),
+                spec.size,
+            ))),
+        })
+    }
+}

@@ -1,0 +1,49 @@
+//! The `tightbeam` command: [`bench`] compares local paths, `ping` and `pong` measure one of them live.
+//!
+//! Exit codes: 0 done, 1 something failed (said on standard error), 2 wrong arguments, 130 ended by Ctrl-C before there was a
+//! result. Standard output has results only.
+#![forbid(unsafe_code)]
+
+mod bench;
+mod cleanup;
+mod ping;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Kernel-bypass messaging between processes.
+#[derive(Debug, Parser)]
+#[command(name = "tightbeam", version, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Compare the local path with every socket path of this machine
+    Bench(bench::BenchArgs),
+    /// Measure the latency of calls to `tightbeam pong`, live
+    Ping(ping::PingArgs),
+    /// Answer `tightbeam ping`
+    Pong(ping::PongArgs),
+    /// The second process of a bench
+    #[command(hide = true)]
+    BenchPeer(bench::peer::PeerArgs),
+}
+
+fn main() -> ExitCode {
+    let ended = match Cli::parse().command {
+        Command::Bench(args) => bench::run(&args),
+        Command::Ping(args) => ping::ping(&args),
+        Command::Pong(args) => ping::pong(&args),
+        Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
+    };
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
