@@ -8,11 +8,16 @@ use tightbeam::{Endpoint, Event, Handlers, Message, Reply};
 const ECHO: u16 = 1;
 
 fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
-    let handlers = Handlers::new().on(ECHO, |_: &mut (), message: Message<'_>, reply: Reply<'_>| {
-        reply.send(message.bytes());
-    });
+    let handlers = Handlers::new().on(
+        ECHO,
+        |_: &mut (), message: Message<'_>, reply: Reply<'_>| {
+            reply.send(message.bytes());
+        },
+    );
     let mut server = Endpoint::listen(address, handlers)?;
-    let mut client = Command::new(std::env::current_exe()?).arg(address).spawn()?;
+    let mut client = Command::new(std::env::current_exe()?)
+        .arg(address)
+        .spawn()?;
     loop {
         server.poll(64);
         match server.next_event() {
@@ -28,7 +33,11 @@ fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(address) = std::env::args().nth(1) else {
         let directory = std::env::temp_dir();
-        return serve(&format!("shm:{}/hello-{}.sock", directory.display(), std::process::id()));
+        return serve(&format!(
+            "shm:{}/hello-{}.sock",
+            directory.display(),
+            std::process::id()
+        ));
     };
     let mut client = Endpoint::connect(&address)?;
     let answer = client.call(ECHO, b"hello")?;

@@ -12,10 +12,18 @@ const ROUND_TRIPS: usize = 200_000;
 
 fn serve(address: &str, bytes: usize) -> Result<(), Box<dyn std::error::Error>> {
     let handlers = Handlers::new().on(ECHO, |_, message, reply| reply.send(message.bytes()));
-    let mut server = Endpoint::builder().handlers(handlers).wait(Wait::Spin).listen(address)?;
-    let mut client =
-        Command::new(std::env::current_exe()?).arg(bytes.to_string()).arg(address).spawn()?;
-    while !matches!(server.next_event(), Some(Event::Closed { .. } | Event::Dead { .. })) {
+    let mut server = Endpoint::builder()
+        .handlers(handlers)
+        .wait(Wait::Spin)
+        .listen(address)?;
+    let mut client = Command::new(std::env::current_exe()?)
+        .arg(bytes.to_string())
+        .arg(address)
+        .spawn()?;
+    while !matches!(
+        server.next_event(),
+        Some(Event::Closed { .. } | Event::Dead { .. })
+    ) {
         server.poll(64);
         std::hint::spin_loop();
     }
@@ -37,14 +45,23 @@ fn measure(address: &str, bytes: usize) -> Result<(), Box<dyn std::error::Error>
     nanoseconds.sort_unstable();
     let at = |share: f64| nanoseconds[(share * (ROUND_TRIPS - 1) as f64) as usize];
     println!("{ROUND_TRIPS} round trips of {bytes} bytes, in ns, clock included:");
-    println!("  p50 {}  p90 {}  p99 {}  p99.9 {}  max {}", at(0.5), at(0.9), at(0.99), at(0.999), at(1.0));
+    println!(
+        "  p50 {}  p90 {}  p99 {}  p99.9 {}  max {}",
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(0.999),
+        at(1.0)
+    );
     Ok(())
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args().skip(1);
     let bytes = match arguments.next() {
-        Some(text) => text.parse::<usize>().map_err(|e| format!("`{text}` bytes: {e}"))?,
+        Some(text) => text
+            .parse::<usize>()
+            .map_err(|e| format!("`{text}` bytes: {e}"))?,
         None => 56,
     };
     if bytes > MAX_MESSAGE {
@@ -54,7 +71,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         Some(address) => measure(&address, bytes),
         None => {
             let directory = std::env::temp_dir();
-            serve(&format!("shm:{}/pingpong-{}.sock", directory.display(), std::process::id()), bytes)
+            serve(
+                &format!(
+                    "shm:{}/pingpong-{}.sock",
+                    directory.display(),
+                    std::process::id()
+                ),
+                bytes,
+            )
         }
     }
 }

@@ -33,8 +33,13 @@ impl Handle<Add> for Counter {
 fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
     let handlers = Handlers::<Counter>::new().on_typed::<Add>();
     let mut server = Endpoint::listen(address, handlers)?;
-    let mut client = Command::new(std::env::current_exe()?).arg(address).spawn()?;
-    while !matches!(server.next_event(), Some(Event::Closed { .. } | Event::Dead { .. })) {
+    let mut client = Command::new(std::env::current_exe()?)
+        .arg(address)
+        .spawn()?;
+    while !matches!(
+        server.next_event(),
+        Some(Event::Closed { .. } | Event::Dead { .. })
+    ) {
         server.poll(64);
         std::hint::spin_loop();
     }
@@ -46,7 +51,11 @@ fn serve(address: &str) -> Result<(), Box<dyn std::error::Error>> {
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let Some(address) = std::env::args().nth(1) else {
         let directory = std::env::temp_dir();
-        return serve(&format!("shm:{}/counter-{}.sock", directory.display(), std::process::id()));
+        return serve(&format!(
+            "shm:{}/counter-{}.sock",
+            directory.display(),
+            std::process::id()
+        ));
     };
     let mut client = Endpoint::connect(&address)?;
     for amount in 1..=100 {

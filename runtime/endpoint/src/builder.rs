@@ -92,7 +92,11 @@ impl<S> Builder<S> {
     /// Whether segments shall be locked into RAM, and be in huge pages: neither by default. What they got is in
     /// [`Endpoint::memory`].
     pub fn memory(mut self, lock: Want, huge_pages: Want) -> Self {
-        self.memory = MemoryOptions { lock, huge_pages, ..self.memory };
+        self.memory = MemoryOptions {
+            lock,
+            huge_pages,
+            ..self.memory
+        };
         self
     }
 
@@ -102,7 +106,11 @@ impl<S> Builder<S> {
     /// hostile can also overwrite ours, messages in flight among them. In exchange a message reaches its reader sooner on
     /// processors that are slow to read through read-only mappings; `tightbeam bench` shows both, `shm` and `shm-trusted`.
     pub fn trusted(mut self, trusted: bool) -> Self {
-        self.memory.sharing = if trusted { Sharing::Trusted } else { Sharing::OneWriter };
+        self.memory.sharing = if trusted {
+            Sharing::Trusted
+        } else {
+            Sharing::OneWriter
+        };
         self
     }
 

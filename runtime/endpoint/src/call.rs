@@ -86,7 +86,9 @@ impl<S> Endpoint<S> {
             if self.poll(BUDGET) == 0 && !self.wait_once(&mut waiting) {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
             }
-            let channel = self.channel(id).ok_or(CallError::NotSent(SendError::NoChannel))?;
+            let channel = self
+                .channel(id)
+                .ok_or(CallError::NotSent(SendError::NoChannel))?;
             called = channel.call(handler, payload, spins);
         }
         if let Called::Answered = called {
@@ -101,11 +103,7 @@ impl<S> Endpoint<S> {
         }
     }
 
-    fn await_reply(
-        &mut self,
-        id: ChannelId,
-        waiting: &mut Waiting,
-    ) -> Result<Answer, CallError> {
+    fn await_reply(&mut self, id: ChannelId, waiting: &mut Waiting) -> Result<Answer, CallError> {
         let spins = self.spins();
         loop {
             let Some(Some(channel)) = self.channels.get_mut(id.slot()) else {

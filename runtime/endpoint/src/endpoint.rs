@@ -63,7 +63,10 @@ impl Endpoint<()> {
 impl<S: Default> Endpoint<S> {
     /// Listens at `address`, with default settings and a default state.
     pub fn listen(address: &str, handlers: Handlers<S>) -> Result<Endpoint<S>, OpenError> {
-        Builder::new().state(S::default()).handlers(handlers).listen(address)
+        Builder::new()
+            .state(S::default())
+            .handlers(handlers)
+            .listen(address)
     }
 }
 
@@ -80,7 +83,8 @@ impl<S> Endpoint<S> {
         let Address::Shm(path) = Address::parse(address)?;
         let (listener, socket) = control::bind(&path, self.listeners.len() as u64)?;
         let (id, door) = (listener.id, self.mailbox.door());
-        self.controller.listen(id, socket, self.options.clone(), door);
+        self.controller
+            .listen(id, socket, self.options.clone(), door);
         self.listeners.push(listener);
         Ok(())
     }

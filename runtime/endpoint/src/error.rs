@@ -92,7 +92,9 @@ pub enum OpenError {
     #[error("the two sides do not fit: {0}")]
     Mismatch(#[from] Mismatch),
     /// The listener's policy does not admit us.
-    #[error("the listener does not admit user {uid}; its policy decides (by default only its own user)")]
+    #[error(
+        "the listener does not admit user {uid}; its policy decides (by default only its own user)"
+    )]
     NotAdmitted {
         /// Our user id.
         uid: u32,
@@ -106,7 +108,9 @@ pub enum OpenError {
         uid: u32,
     },
     /// One side was built with [`Builder::trusted`](crate::Builder::trusted), the other was not.
-    #[error("one side trusts its peer with writing (Builder::trusted), the other does not; both must agree")]
+    #[error(
+        "one side trusts its peer with writing (Builder::trusted), the other does not; both must agree"
+    )]
     Sharing,
     /// The listener could not make its half of the channel.
     #[error("the listener has no memory or descriptors left for another channel")]

@@ -134,7 +134,11 @@ impl<S> Endpoint<S> {
         let _ = wake::barrier();
         // More channels than can be watched are found by looking more often.
         let count = 1 + ports().count();
-        let bound = if count > MAX_WORDS { BOUND / 10 } else { bound.min(BOUND) };
+        let bound = if count > MAX_WORDS {
+            BOUND / 10
+        } else {
+            bound.min(BOUND)
+        };
         if !self.mailbox.rang() && !ports().any(Port::has_arrival) {
             wake::wait_any(&watched[..count.min(MAX_WORDS)], bound);
             self.spin_budget.punish();

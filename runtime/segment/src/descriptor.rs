@@ -251,7 +251,15 @@ mod tests {
 
     #[test]
     fn slots_step_at_multiples_of_56() {
-        for (len, slots) in [(0, 1), (1, 1), (56, 1), (57, 2), (112, 2), (113, 3), (1064, 19)] {
+        for (len, slots) in [
+            (0, 1),
+            (1, 1),
+            (56, 1),
+            (57, 2),
+            (112, 2),
+            (113, 3),
+            (1064, 19),
+        ] {
             assert_eq!(slots_of(len), slots, "{len} bytes");
         }
     }

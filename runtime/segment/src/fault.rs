@@ -5,7 +5,10 @@
 #[non_exhaustive]
 pub enum PeerFault {
     /// A message header names a length above [`MAX_MESSAGE`](crate::MAX_MESSAGE).
-    #[error("a message header alleges {len} bytes; the most is {}", crate::MAX_MESSAGE)]
+    #[error(
+        "a message header alleges {len} bytes; the most is {}",
+        crate::MAX_MESSAGE
+    )]
     Length {
         /// The alleged length in bytes.
         len: usize,

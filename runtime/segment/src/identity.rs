@@ -44,7 +44,9 @@ pub enum Mismatch {
         found: u64,
     },
     /// Different protocol versions: rebuild the older side.
-    #[error("protocol version differs: ours is {ours}, the peer's is {theirs}; build both sides from the same release")]
+    #[error(
+        "protocol version differs: ours is {ours}, the peer's is {theirs}; build both sides from the same release"
+    )]
     Version {
         /// Our version.
         ours: u32,
@@ -52,7 +54,9 @@ pub enum Mismatch {
         theirs: u32,
     },
     /// Different layouts under the same version: rebuild both sides.
-    #[error("segment layout differs: ours is {ours:#018x}, the peer's is {theirs:#018x}; build both sides from the same release")]
+    #[error(
+        "segment layout differs: ours is {ours:#018x}, the peer's is {theirs:#018x}; build both sides from the same release"
+    )]
     Layout {
         /// Our hash.
         ours: u64,
@@ -159,11 +163,7 @@ impl Layout {
     }
 
     /// Takes the peer's memory, whose identity must be what the peer `said` in the opening exchange.
-    pub fn attach(
-        lines: PeerLines,
-        said: &Identity,
-        page_size: u32,
-    ) -> Result<Attached, Mismatch> {
+    pub fn attach(lines: PeerLines, said: &Identity, page_size: u32) -> Result<Attached, Mismatch> {
         let layout = said.check(page_size)?;
         if lines.count() < layout.lines() {
             return Err(Mismatch::TooSmall {

@@ -86,9 +86,7 @@ const fn hash(words: &[u64]) -> u64 {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum LayoutError {
     /// Not a power of two.
-    #[error(
-        "ring depth {depth} is not a power of two; the nearest are {below} and {above}"
-    )]
+    #[error("ring depth {depth} is not a power of two; the nearest are {below} and {above}")]
     NotPowerOfTwo {
         /// The depth asked for.
         depth: usize,
@@ -174,8 +172,14 @@ mod tests {
 
     #[test]
     fn numbers_that_peers_agree_on() {
-        assert_eq!((SLOT_BYTES, PAYLOAD_BYTES, MAX_SLOTS, MAX_MESSAGE), (64, 56, 19, 1064));
-        assert_eq!((IDENTITY_LINE, CURSOR_LINE, STATE_LINE, RING_LINE), (0, 2, 4, 8));
+        assert_eq!(
+            (SLOT_BYTES, PAYLOAD_BYTES, MAX_SLOTS, MAX_MESSAGE),
+            (64, 56, 19, 1064)
+        );
+        assert_eq!(
+            (IDENTITY_LINE, CURSOR_LINE, STATE_LINE, RING_LINE),
+            (0, 2, 4, 8)
+        );
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
         assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
         assert_eq!(VERSION, 1);
@@ -193,18 +197,29 @@ mod tests {
             (65_536, 65_658, 4_202_496),
         ] {
             let layout = Layout::new(depth).unwrap();
-            assert_eq!((layout.lines(), layout.bytes(4096)), (lines, bytes), "depth {depth}");
+            assert_eq!(
+                (layout.lines(), layout.bytes(4096)),
+                (lines, bytes),
+                "depth {depth}"
+            );
         }
     }
 
     #[test]
     fn depths_that_cannot_be_had_name_those_that_can() {
         assert_eq!(Layout::new(1), Err(LayoutError::OutOfRange { depth: 1 }));
-        assert_eq!(Layout::new(1 << 17), Err(LayoutError::OutOfRange { depth: 1 << 17 }));
+        assert_eq!(
+            Layout::new(1 << 17),
+            Err(LayoutError::OutOfRange { depth: 1 << 17 })
+        );
         let error = Layout::new(1000).unwrap_err();
         assert_eq!(
             error,
-            LayoutError::NotPowerOfTwo { depth: 1000, below: 512, above: 1024 }
+            LayoutError::NotPowerOfTwo {
+                depth: 1000,
+                below: 512,
+                above: 1024
+            }
         );
     }
 }

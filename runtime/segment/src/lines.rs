@@ -57,7 +57,10 @@ unsafe impl Send for RawLines {}
 
 impl RawLines {
     fn new(backing: Box<dyn Backing + Send>) -> Self {
-        assert!(backing.lines() >= RING_LINE, "smaller than a segment's head");
+        assert!(
+            backing.lines() >= RING_LINE,
+            "smaller than a segment's head"
+        );
         RawLines {
             base: backing.base().cast(),
             count: backing.lines(),

@@ -150,7 +150,9 @@ impl Port {
     /// and only then sleep, on [`peer_wake_word`](Self::peer_wake_word).
     pub fn set_asleep(&self, asleep: bool) {
         // Release: pairs with nothing by itself; `membarrier` in the sleeper orders it against the sender's look.
-        self.own.head::<STATE_LINE>().publish(STATE_ASLEEP, u64::from(asleep));
+        self.own
+            .head::<STATE_LINE>()
+            .publish(STATE_ASLEEP, u64::from(asleep));
     }
 
     /// Whether the peer says that it sleeps. One load of a line that rarely changes; costs nothing while the peer is awake.
@@ -180,7 +182,10 @@ impl Port {
 
     /// How many of our calls await their answer.
     pub fn open_calls(&self) -> usize {
-        self.calls.iter().filter(|call| call.get() != NO_CALL).count()
+        self.calls
+            .iter()
+            .filter(|call| call.get() != NO_CALL)
+            .count()
     }
 
     /// A place to note a call in, if one more may be open.
@@ -192,7 +197,9 @@ impl Port {
     /// Where an open call is noted.
     #[inline(always)]
     pub(crate) fn open_call(&self, number: u16) -> Option<&Cell<u32>> {
-        self.calls.iter().find(|call| call.get() == u32::from(number))
+        self.calls
+            .iter()
+            .find(|call| call.get() == u32::from(number))
     }
 
     /// Forgets an open call.
@@ -244,9 +251,9 @@ impl Port {
     fn answer(&self, kind: crate::Kind, payload: &[u8]) -> Result<(), crate::TrySendError> {
         let call = self.rx.messages() as u16;
         match self.try_send(Outgoing::answer(kind, call), payload) {
-            Err(crate::TrySendError::Full) => {
-                Err(crate::TrySendError::Fault(self.fail(PeerFault::TooManyCalls)))
-            }
+            Err(crate::TrySendError::Full) => Err(crate::TrySendError::Fault(
+                self.fail(PeerFault::TooManyCalls),
+            )),
             other => other,
         }
     }
@@ -279,7 +286,10 @@ mod tests {
         assert!(left.peer_asleep());
         let before = right.peer_wake_word().load(crate::sync::Ordering::Relaxed);
         left.bump_wake_word();
-        assert_ne!(right.peer_wake_word().load(crate::sync::Ordering::Relaxed), before);
+        assert_ne!(
+            right.peer_wake_word().load(crate::sync::Ordering::Relaxed),
+            before
+        );
         assert_eq!(left.counters().get(Counter::Wakes), 1);
     }
 }

@@ -317,7 +317,9 @@ impl Port {
         if end >= self.rx.starts {
             self.overrun();
         } else {
-            self.rx.bound.set((end + self.rx.quarter).min(self.rx.starts));
+            self.rx
+                .bound
+                .set((end + self.rx.quarter).min(self.rx.starts));
             self.publish_cursor();
         }
     }
@@ -377,7 +379,10 @@ impl Port {
         let consumed = self.rx.consumed().wrapping_add(slots as u64);
         self.rx.credit.set(credit_word(consumed));
         // SAFETY: aliasing: as in `copy_out`, the only caller.
-        unsafe { self.scratch.fill(slots, |n| self.peer.line(first + n).load_chunk()) }
+        unsafe {
+            self.scratch
+                .fill(slots, |n| self.peer.line(first + n).load_chunk())
+        }
     }
 }
 
@@ -395,5 +400,4 @@ impl Descriptor {
     pub(crate) fn slots(self) -> usize {
         slots_of(self.payload_len())
     }
-
 }

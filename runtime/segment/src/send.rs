@@ -46,7 +46,10 @@ pub enum TrySendError {
         max: usize,
     },
     /// As many calls are unanswered as a channel allows: poll until a reply comes.
-    #[error("{} calls are unanswered already; poll until one is answered", crate::MAX_CALLS)]
+    #[error(
+        "{} calls are unanswered already; poll until one is answered",
+        crate::MAX_CALLS
+    )]
     TooManyCalls,
     /// This side has closed the channel.
     #[error("the channel is closed")]
@@ -84,7 +87,12 @@ impl Lap {
 
     fn slot(&self, count: u64) -> usize {
         let offset = count.wrapping_sub(self.base);
-        offset as usize + if offset >= self.jump_after { self.skew } else { 0 }
+        offset as usize
+            + if offset >= self.jump_after {
+                self.skew
+            } else {
+                0
+            }
     }
 
     /// One if this lap's jump marker is not known to be consumed.
@@ -208,7 +216,11 @@ impl Sender {
         } else if reached(acked, previous.base) {
             // Leave a slot for the marker as long as a jump over the tail may be needed.
             let tail = previous.slot(acked);
-            if previous.end < layout.starts() { tail.saturating_sub(1) } else { tail }
+            if previous.end < layout.starts() {
+                tail.saturating_sub(1)
+            } else {
+                tail
+            }
         } else {
             0
         }
@@ -301,7 +313,8 @@ impl Port {
             self.start_lap();
             // In front of the last lap's last message, less a slot for a jump marker.
             let tail = end - slots;
-            tx.until.set((tail - 1).min(HOT_SLOTS - 1).min(tx.clean_to.get() - 1));
+            tx.until
+                .set((tail - 1).min(HOT_SLOTS - 1).min(tx.clean_to.get() - 1));
             return;
         }
         let next = end + slots;
@@ -351,7 +364,11 @@ impl Port {
         let held = tx.messages_in_flight() + slots;
         let admitted = tx.index.get() + slots + self.layout.depth().saturating_sub(held);
         let until = wanted.min(admitted).min(tx.limit(self.layout));
-        tx.until.set(until.min(self.layout.starts() - 1).min(tx.clean_to.get() - 1));
+        tx.until.set(
+            until
+                .min(self.layout.starts() - 1)
+                .min(tx.clean_to.get() - 1),
+        );
     }
 
     /// The slots behind the first of a long message: their header words are 0, which is no message.

@@ -89,7 +89,13 @@ fn calls_are_answered() {
             while left.arrival() == Arrival::Empty {
                 thread::yield_now();
             }
-            assert_eq!(left.arrival(), Arrival::Reply { call, answer: Answer::Reply });
+            assert_eq!(
+                left.arrival(),
+                Arrival::Reply {
+                    call,
+                    answer: Answer::Reply
+                }
+            );
             assert_eq!(left.incoming().0.bytes(), [n; 3]);
             left.consume();
         }

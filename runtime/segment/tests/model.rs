@@ -16,12 +16,26 @@ use tightbeam_segment::{
 #[derive(Debug, Clone)]
 enum Op {
     /// The side sends messages of this length until it is refused, `count` at most.
-    Send { right: bool, len: usize, count: usize },
-    Call { right: bool, len: usize },
+    Send {
+        right: bool,
+        len: usize,
+        count: usize,
+    },
+    Call {
+        right: bool,
+        len: usize,
+    },
     /// The side handles up to `count` messages, replying to each call.
-    Poll { right: bool, count: usize, reply: Option<usize> },
+    Poll {
+        right: bool,
+        count: usize,
+        reply: Option<usize>,
+    },
     /// One ping-pong: what keeps the ring drained.
-    RoundTrip { right: bool, len: usize },
+    RoundTrip {
+        right: bool,
+        len: usize,
+    },
 }
 
 fn len() -> impl Strategy<Value = usize> {
@@ -77,13 +91,23 @@ impl World {
     fn new(depth: usize, start: u64, tag: u8) -> World {
         let layout = Layout::new(depth).unwrap();
         let (left, right) = testing::pair_at(layout, start, tag);
-        let side = |port| Side { port, sent: VecDeque::new(), held: 0, count: start };
-        World { sides: [side(left), side(right)], layout }
+        let side = |port| Side {
+            port,
+            sent: VecDeque::new(),
+            held: 0,
+            count: start,
+        };
+        World {
+            sides: [side(left), side(right)],
+            layout,
+        }
     }
 
     fn payload(&self, from: usize, len: usize) -> Vec<u8> {
         let seed = self.sides[from].count as u8;
-        (0..len).map(|i| seed.wrapping_mul(31).wrapping_add(i as u8) | 1).collect()
+        (0..len)
+            .map(|i| seed.wrapping_mul(31).wrapping_add(i as u8) | 1)
+            .collect()
     }
 
     fn send(&mut self, from: usize, wanted: bool, len: usize) -> bool {
@@ -91,12 +115,19 @@ impl World {
         let side = &mut self.sides[from];
         let handler = side.count as u16 ^ 0x5aa5;
         let call = side.port.next_call();
-        let out = if wanted { Outgoing::call(handler) } else { Outgoing::message(handler) };
+        let out = if wanted {
+            Outgoing::call(handler)
+        } else {
+            Outgoing::message(handler)
+        };
         let open = side.port.open_calls();
         match side.port.try_send(out, &bytes) {
             Ok(()) => {
                 assert_eq!(call, side.count as u16);
-                side.sent.push_back(Expected { what: What::Message { handler }, bytes });
+                side.sent.push_back(Expected {
+                    what: What::Message { handler },
+                    bytes,
+                });
                 side.held += slots(len);
                 side.count = side.count.wrapping_add(1);
                 true
@@ -105,7 +136,11 @@ impl World {
                 // May be stale by what the peer has consumed since it published last, a quarter of the ring at most.
                 let depth = self.layout.depth();
                 let stale = (depth / 4).max(1);
-                assert!(side.held + stale + slots(len) > depth, "refused with {} held", side.held);
+                assert!(
+                    side.held + stale + slots(len) > depth,
+                    "refused with {} held",
+                    side.held
+                );
                 false
             }
             Err(TrySendError::TooManyCalls) => {
@@ -130,10 +165,13 @@ impl World {
     }
 
     fn handle(&mut self, to: usize, from: usize, arrival: Arrival, reply: Option<usize>) {
-        let expected = self.sides[from].sent.pop_front().expect("a message that nobody sent");
+        let expected = self.sides[from]
+            .sent
+            .pop_front()
+            .expect("a message that nobody sent");
         let answer_bytes = self.payload(to, reply.unwrap_or(0));
         // Half of the replies go out before the payload was read: it must still be the one that was sent.
-        let reply_first = self.sides[from].count % 2 == 0;
+        let reply_first = self.sides[from].count.is_multiple_of(2);
         let side = &mut self.sides[to];
         let what = match arrival {
             Arrival::Message { handler } => What::Message { handler },
@@ -157,10 +195,17 @@ impl World {
         if let Some(answer) = answered {
             let side = &mut self.sides[to];
             side.count = side.count.wrapping_add(1);
-            let bytes = if answer == Answer::Reply { answer_bytes } else { Vec::new() };
+            let bytes = if answer == Answer::Reply {
+                answer_bytes
+            } else {
+                Vec::new()
+            };
             side.held += slots(bytes.len());
             let call = self.sides[from].count_of(&expected);
-            self.sides[to].sent.push_back(Expected { what: What::Reply { call, answer }, bytes });
+            self.sides[to].sent.push_back(Expected {
+                what: What::Reply { call, answer },
+                bytes,
+            });
         }
     }
 }
@@ -176,7 +221,11 @@ impl Side {
 }
 
 fn answer(port: &Port, reply: Option<usize>, bytes: &[u8]) -> Answer {
-    let answer = if reply.is_some() { Answer::Reply } else { Answer::NoReply };
+    let answer = if reply.is_some() {
+        Answer::Reply
+    } else {
+        Answer::NoReply
+    };
     let sent = match answer {
         Answer::Reply => port.try_reply(bytes),
         other => port.try_refuse(other),
@@ -199,7 +248,11 @@ fn run(depth: usize, start: u64, tag: u8, ops: &[Op]) {
             Op::Call { right, len } => {
                 world.send(right.into(), true, len);
             }
-            Op::Poll { right, count, reply } => world.poll(right.into(), count, reply),
+            Op::Poll {
+                right,
+                count,
+                reply,
+            } => world.poll(right.into(), count, reply),
             Op::RoundTrip { right, len } => {
                 world.send(right.into(), true, len);
                 world.poll(1 - usize::from(right), usize::MAX, Some(len));
@@ -252,10 +305,21 @@ fn old_slots_are_never_taken_for_new_ones() {
     let mut ops = Vec::new();
     for n in 0..3_000usize {
         for _ in 0..n % 7 {
-            ops.push(Op::RoundTrip { right: n % 2 == 0, len: (n * 37) % 200 });
+            ops.push(Op::RoundTrip {
+                right: n % 2 == 0,
+                len: (n * 37) % 200,
+            });
         }
-        ops.push(Op::Send { right: n % 2 == 0, len: (n * 13) % 60, count: (n * 29) % 250 });
-        ops.push(Op::Poll { right: n % 2 != 0, count: (n * 53) % 300, reply: None });
+        ops.push(Op::Send {
+            right: n % 2 == 0,
+            len: (n * 13) % 60,
+            count: (n * 29) % 250,
+        });
+        ops.push(Op::Poll {
+            right: n % 2 != 0,
+            count: (n * 53) % 300,
+            reply: None,
+        });
     }
     run(256, u64::MAX - 1000, 1, &ops);
 }
@@ -286,9 +350,17 @@ fn every_size_crosses_whole() {
         world.poll(1, 1, Some(len));
         world.poll(0, 1, None);
     }
-    let error = world.sides[0].port.try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
+    let error = world.sides[0]
+        .port
+        .try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
     let len = MAX_MESSAGE + 1;
-    assert_eq!(error, Err(TrySendError::TooLarge { len, max: MAX_MESSAGE }));
+    assert_eq!(
+        error,
+        Err(TrySendError::TooLarge {
+            len,
+            max: MAX_MESSAGE
+        })
+    );
 }
 
 /// A deep slot keeps its tag while the ring stays hot. After 255 laps the tag comes round again, and a burst that then ends
@@ -333,7 +405,8 @@ fn a_payload_outlives_its_reply() {
             let sent = vec![round as u8; len];
             left.try_send(Outgoing::call(1), &sent).unwrap();
             // The caller sees the reply, and fills the ring again before the payload is read.
-            let fill = |left: &Port| while left.try_send(Outgoing::message(2), &[0xee; 8]).is_ok() {};
+            let fill =
+                |left: &Port| while left.try_send(Outgoing::message(2), &[0xee; 8]).is_ok() {};
             answer_late(&mut left, &mut right, fill, &sent);
             while let Arrival::Message { handler: 2 } = right.arrival() {
                 right.consume();

@@ -1,15 +1,15 @@
 //! The control connection: a Unix `SOCK_SEQPACKET` socket that carries small messages and descriptors.
 
 use crate::Errno;
+use rustix::event::epoll;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
     SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType,
 };
+use rustix::time::Timespec;
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
-use rustix::event::epoll;
-use rustix::time::Timespec;
 use std::path::Path;
 use std::time::Duration;
 
@@ -297,8 +297,13 @@ mod tests {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(20))];
         let mut control = SendAncillaryBuffer::new(&mut space);
         assert!(control.push(SendAncillaryMessage::ScmRights(&many)));
-        rustix::net::sendmsg(&left, &[IoSlice::new(b"x")], &mut control, SendFlags::empty())
-            .unwrap();
+        rustix::net::sendmsg(
+            &left,
+            &[IoSlice::new(b"x")],
+            &mut control,
+            SendFlags::empty(),
+        )
+        .unwrap();
         let received = receive(right.as_fd(), &mut [0; 4]).unwrap();
         assert!(received.too_many);
         assert!(received.descriptors.len() <= MAX_DESCRIPTORS);

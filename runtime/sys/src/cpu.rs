@@ -6,7 +6,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity}
 /// The CPUs that this thread may run on.
 pub fn allowed() -> Result<Vec<usize>, Errno> {
     let set = sched_getaffinity(None)?;
-    Ok((0..CpuSet::MAX_CPU).filter(|&cpu| set.is_set(cpu)).collect())
+    Ok((0..CpuSet::MAX_CPU)
+        .filter(|&cpu| set.is_set(cpu))
+        .collect())
 }
 
 /// Keeps this thread on one CPU. [`Errno::INVAL`] if it does not exist or is not allowed.

@@ -99,7 +99,9 @@ pub enum MemoryError {
         errno: Errno,
     },
     /// Huge pages are required, but none are free.
-    #[error("no free huge pages for {bytes} bytes ({errno}); reserve some with `sysctl vm.nr_hugepages=N`, or do not require them")]
+    #[error(
+        "no free huge pages for {bytes} bytes ({errno}); reserve some with `sysctl vm.nr_hugepages=N`, or do not require them"
+    )]
     NoHugePages {
         /// Size of the segment in bytes.
         bytes: usize,
@@ -107,7 +109,9 @@ pub enum MemoryError {
         errno: Errno,
     },
     /// Locking is required, but `RLIMIT_MEMLOCK` is too small.
-    #[error("cannot lock {bytes} bytes: the limit is {limit} bytes (`ulimit -l` shows it in KiB); raise RLIMIT_MEMLOCK, or do not require locking")]
+    #[error(
+        "cannot lock {bytes} bytes: the limit is {limit} bytes (`ulimit -l` shows it in KiB); raise RLIMIT_MEMLOCK, or do not require locking"
+    )]
     LockLimit {
         /// Size of the segment in bytes.
         bytes: usize,
@@ -154,7 +158,8 @@ pub fn random_words() -> Result<[u64; 2], Errno> {
     let mut bytes = [0u8; 16];
     let mut filled = 0;
     while filled < bytes.len() {
-        filled += rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
+        filled +=
+            rustix::rand::getrandom(&mut bytes[filled..], rustix::rand::GetRandomFlags::empty())?;
     }
     let (words, _) = bytes.as_chunks::<8>();
     Ok([u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])])
@@ -247,10 +252,12 @@ impl OwnMemory {
                 });
             }
         }
-        rustix::fs::fcntl_add_seals(&fd, options.sharing.seals()).map_err(|errno| MemoryError::System {
-            call: "seal",
-            bytes,
-            errno,
+        rustix::fs::fcntl_add_seals(&fd, options.sharing.seals()).map_err(|errno| {
+            MemoryError::System {
+                call: "seal",
+                bytes,
+                errno,
+            }
         })?;
         let report = MemoryReport {
             bytes: mapping.bytes,
@@ -437,17 +444,33 @@ mod tests {
         let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
         assert!(PeerMemory::map(duplicate(&memory), 8192, Sharing::OneWriter).is_ok());
         let short = PeerMemory::map(duplicate(&memory), 8193, Sharing::OneWriter);
-        assert!(matches!(short, Err(PeerMemoryError::Short { found: 8192, needed: 8193 })));
+        assert!(matches!(
+            short,
+            Err(PeerMemoryError::Short {
+                found: 8192,
+                needed: 8193
+            })
+        ));
         let unsealed = SharedWords::create(1).unwrap();
-        let unsealed = PeerMemory::map(unsealed.fd().try_clone_to_owned().unwrap(), 64, Sharing::OneWriter);
+        let unsealed = PeerMemory::map(
+            unsealed.fd().try_clone_to_owned().unwrap(),
+            64,
+            Sharing::OneWriter,
+        );
         assert!(matches!(unsealed, Err(PeerMemoryError::Seals { .. })));
         let (reader, _writer) = std::io::pipe().unwrap();
-        assert!(matches!(PeerMemory::map(reader.into(), 64, Sharing::OneWriter), Err(PeerMemoryError::NotMemfd(_))));
+        assert!(matches!(
+            PeerMemory::map(reader.into(), 64, Sharing::OneWriter),
+            Err(PeerMemoryError::NotMemfd(_))
+        ));
     }
 
     #[test]
     fn a_trusted_segment_is_not_taken_for_one_with_one_writer() {
-        let options = MemoryOptions { sharing: Sharing::Trusted, ..MemoryOptions::default() };
+        let options = MemoryOptions {
+            sharing: Sharing::Trusted,
+            ..MemoryOptions::default()
+        };
         let memory = OwnMemory::create(8192, &options).unwrap();
         assert_eq!(rustix::fs::ftruncate(memory.fd(), 4096), Err(Errno::PERM));
         assert!(PeerMemory::map(duplicate(&memory), 8192, Sharing::Trusted).is_ok());
@@ -465,8 +488,11 @@ mod tests {
 
     #[test]
     fn what_is_tried_is_reported() {
-        let options =
-            MemoryOptions { lock: Want::Try, huge_pages: Want::Try, ..MemoryOptions::default() };
+        let options = MemoryOptions {
+            lock: Want::Try,
+            huge_pages: Want::Try,
+            ..MemoryOptions::default()
+        };
         let report = OwnMemory::create(4096, &options).unwrap().report();
         assert!(report.bytes >= 4096);
     }

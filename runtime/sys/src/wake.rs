@@ -171,6 +171,12 @@ mod tests {
     fn a_wait_is_bounded() {
         let word = AtomicU64::new(7);
         wait(&word, 7, Duration::from_millis(1));
-        wait_any(&[Watched { word: &word, value: 7 }], Duration::from_millis(1));
+        wait_any(
+            &[Watched {
+                word: &word,
+                value: 7,
+            }],
+            Duration::from_millis(1),
+        );
     }
 }

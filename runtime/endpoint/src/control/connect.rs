@@ -29,8 +29,10 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
             Err(errno) => return Err(connect_error(path, errno)),
         }
     };
-    let listener = control::credentials(socket.as_fd())
-        .map_err(|errno| OpenError::System { call: "read the listener's credentials", errno })?;
+    let listener = control::credentials(socket.as_fd()).map_err(|errno| OpenError::System {
+        call: "read the listener's credentials",
+        errno,
+    })?;
     if !(options.admit)(&listener) {
         return Err(OpenError::Untrusted {
             path: path.to_path_buf(),
@@ -43,7 +45,12 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
     match control::send(socket.as_fd(), &hello, Some(half.descriptor.as_fd())) {
         Ok(()) => {}
         Err(Errno::PIPE | Errno::CONNRESET) => return Err(OpenError::HungUp),
-        Err(errno) => return Err(OpenError::System { call: "send the hello", errno }),
+        Err(errno) => {
+            return Err(OpenError::System {
+                call: "send the hello",
+                errno,
+            });
+        }
     }
     let (answer, segment) = receive(path, socket.as_fd(), deadline, timed_out)?;
     match (answer, segment) {
@@ -91,7 +98,12 @@ fn receive(
                 control::wait_readable(socket, left);
             }
             Err(Errno::CONNRESET) => return Err(OpenError::HungUp),
-            Err(errno) => return Err(OpenError::System { call: "receive the answer", errno }),
+            Err(errno) => {
+                return Err(OpenError::System {
+                    call: "receive the answer",
+                    errno,
+                });
+            }
         }
     };
     let Received {

@@ -32,10 +32,14 @@ pub(crate) fn bind(path: &Path, id: u64) -> Result<(Listener, OwnedFd), OpenErro
     };
     let socket = socket.map_err(|errno| match errno {
         Errno::ADDRINUSE => OpenError::InUse { path: path.into() },
-        Errno::ACCESS | Errno::PERM | Errno::ROFS => {
-            OpenError::NoPermission { path: path.into(), errno }
-        }
-        errno => OpenError::System { call: "listen", errno },
+        Errno::ACCESS | Errno::PERM | Errno::ROFS => OpenError::NoPermission {
+            path: path.into(),
+            errno,
+        },
+        errno => OpenError::System {
+            call: "listen",
+            errno,
+        },
     })?;
     let meta = std::fs::symlink_metadata(path).map_err(|error| OpenError::System {
         call: "look at the new socket",
@@ -63,7 +67,12 @@ fn lock(directory: &Path, path: &Path) -> Result<Option<OwnedFd>, OpenError> {
             }
             // A directory that may be written but not read cannot be locked.
             Err(Errno::ACCESS) => return Ok(None),
-            Err(errno) => return Err(OpenError::System { call: "lock the directory", errno }),
+            Err(errno) => {
+                return Err(OpenError::System {
+                    call: "lock the directory",
+                    errno,
+                });
+            }
         }
     }
     Err(OpenError::System {
@@ -80,7 +89,10 @@ fn remove_dead(path: &Path) -> Result<(), OpenError> {
     match control::connect(path) {
         Err(Errno::CONNREFUSED | Errno::NOENT) => {}
         Err(errno @ (Errno::ACCESS | Errno::PERM)) => {
-            return Err(OpenError::NoPermission { path: path.into(), errno });
+            return Err(OpenError::NoPermission {
+                path: path.into(),
+                errno,
+            });
         }
         // Connected, backlog full, or a socket of another type: somebody is there.
         _ => return Err(OpenError::InUse { path: path.into() }),

@@ -1,9 +1,9 @@
 //! What the control thread has for one endpoint.
 
 use super::Opened;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use tightbeam_sys::wake::{Bell, Watched};
 
 /// Something that the control thread has seen.

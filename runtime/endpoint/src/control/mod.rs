@@ -25,9 +25,7 @@ use tightbeam_segment::{
 };
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::Credentials;
-use tightbeam_sys::memory::{
-    self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory, Sharing,
-};
+use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory, Sharing};
 
 /// Decides by a peer's credentials whether it may have a channel.
 pub(crate) type Policy = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
@@ -52,8 +50,10 @@ pub(crate) struct Half {
 impl Half {
     fn create(options: &OpenOptions) -> Result<Half, OpenError> {
         let page = memory::page_size();
-        let incarnation = memory::random_words()
-            .map_err(|errno| OpenError::System { call: "draw random numbers", errno })?;
+        let incarnation = memory::random_words().map_err(|errno| OpenError::System {
+            call: "draw random numbers",
+            errno,
+        })?;
         let memory = OwnMemory::create(options.layout.bytes(page), &options.memory)?;
         let identity = Identity::ours(options.layout, page as u32, Incarnation(incarnation));
         let descriptor = (memory.fd().try_clone_to_owned()).map_err(|error| OpenError::System {
@@ -105,7 +105,11 @@ impl Opened {
 
     /// Joins the two halves.
     pub(crate) fn into_port(self, label: u64) -> (Port, OwnedFd, OwnedFd) {
-        (Port::new(self.own, self.theirs, label), self.socket, self.pidfd)
+        (
+            Port::new(self.own, self.theirs, label),
+            self.socket,
+            self.pidfd,
+        )
     }
 }
 
@@ -115,7 +119,8 @@ fn identify(socket: &OwnedFd) -> Result<(PeerIdentity, OwnedFd), OpenError> {
     let failed = |call| move |errno| OpenError::System { call, errno };
     let credentials =
         control::credentials(socket.as_fd()).map_err(failed("read the peer's credentials"))?;
-    let pidfd = control::peer_pidfd(socket.as_fd())
-        .map_err(failed("get a descriptor of the peer's process (SO_PEERPIDFD, Linux 6.5)"))?;
+    let pidfd = control::peer_pidfd(socket.as_fd()).map_err(failed(
+        "get a descriptor of the peer's process (SO_PEERPIDFD, Linux 6.5)",
+    ))?;
     Ok((PeerIdentity::new(credentials), pidfd))
 }

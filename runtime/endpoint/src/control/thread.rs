@@ -70,7 +70,10 @@ impl Controller {
         CONTROLLER
             .get_or_init(Controller::start)
             .as_ref()
-            .map_err(|&errno| OpenError::System { call: "start the control thread", errno })
+            .map_err(|&errno| OpenError::System {
+                call: "start the control thread",
+                errno,
+            })
     }
 
     fn start() -> Result<Controller, Errno> {
@@ -167,7 +170,9 @@ enum Item {
 impl Thread {
     fn run(mut self) {
         loop {
-            let bound = self.next_deadline().map(|at| at.saturating_duration_since(Instant::now()));
+            let bound = self
+                .next_deadline()
+                .map(|at| at.saturating_duration_since(Instant::now()));
             let ready = match self.watcher.wait(bound) {
                 Ok(ready) => ready,
                 // Only a broken epoll descriptor fails; without it nothing can be watched.
@@ -216,7 +221,9 @@ impl Thread {
             }
             Command::Unlisten { id, door: of, done } => {
                 self.items.retain(|_, item| match item {
-                    Item::Listener { id: other, door, .. } => *other != id || !door.same(&of),
+                    Item::Listener {
+                        id: other, door, ..
+                    } => *other != id || !door.same(&of),
                     Item::Opening { listener, door, .. } => *listener != id || !door.same(&of),
                     _ => true,
                 });
@@ -299,7 +306,11 @@ impl Thread {
     }
 
     fn accept(&mut self, token: u64) {
-        let openings = self.items.values().filter(|i| matches!(i, Item::Opening { .. })).count();
+        let openings = self
+            .items
+            .values()
+            .filter(|i| matches!(i, Item::Opening { .. }))
+            .count();
         let Some(Item::Listener {
             id,
             socket,
@@ -365,7 +376,11 @@ impl Thread {
         let deadline = |item: &Item| match item {
             Item::Listener { resting_until, .. } => *resting_until,
             Item::Opening { deadline, .. } => Some(*deadline),
-            Item::Channel { hung_up, ended: false, .. } => hung_up.map(|at| at + GRACE),
+            Item::Channel {
+                hung_up,
+                ended: false,
+                ..
+            } => hung_up.map(|at| at + GRACE),
             _ => None,
         };
         self.items.values().filter_map(deadline).min()

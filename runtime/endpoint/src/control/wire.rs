@@ -84,9 +84,7 @@ impl Opening {
         let (kind, identity, sharing, reason) = match self {
             Opening::Hello(identity, sharing) => (HELLO, identity, sharing, 0),
             Opening::Welcome(identity, sharing) => (WELCOME, identity, sharing, 0),
-            Opening::Refusal(identity, why) => {
-                (REFUSAL, identity, Sharing::OneWriter, why as u32)
-            }
+            Opening::Refusal(identity, why) => (REFUSAL, identity, Sharing::OneWriter, why as u32),
         };
         let raw = Raw {
             magic: MAGIC,
@@ -97,7 +95,11 @@ impl Opening {
             depth: identity.depth,
             incarnation: identity.incarnation.0,
             reason,
-            flags: if sharing == Sharing::Trusted { TRUSTED } else { 0 },
+            flags: if sharing == Sharing::Trusted {
+                TRUSTED
+            } else {
+                0
+            },
         };
         zerocopy::transmute!(raw)
     }

@@ -1,12 +1,14 @@
 //! Tightbeam's own path, through its public API: listening, connecting, handler tables, `send`, `call` and `poll`, nothing below.
 //!
-//! A round trip is a message to a handler that checks it and sends a message back, which another handler checks. A call is
-//! `call` and `reply`. A rate is `send` until the ring is full, and `poll` on the other side.
+//! A round trip is a call of a handler that checks the payload and replies with one of its own, which the caller checks. A
+//! null call has no payload. A rate is `send` until the ring is full, and `poll` on the other side.
+//!
+//! `shm` is the default: each side maps the other's segment read-only. `shm-trusted` is the same with `Builder::trusted`.
 
 use super::{Class, Initiator, Lane, Offer, Path, Pour, Station};
 use crate::bench::fault::Broken;
 use crate::bench::payload::Sequence;
-use crate::bench::spec::{Job, Pause, Spec, Wait};
+use crate::bench::spec::{Job, Spec, Wait};
 use crate::bench::watch::{Release, called_off};
 use crate::cleanup::PrivateDir;
 use std::fmt::Display;
@@ -15,19 +17,19 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
 
-pub(crate) struct Shm;
+pub(crate) struct Shm {
+    /// Both sides map both segments writable.
+    pub(crate) trusted: bool,
+}
 
 /// Handlers of the second process.
 const PING: u16 = 1;
 const POURED: u16 = 2;
 const NULL: u16 = 3;
-/// Handler of the first process.
-const PONG: u16 = 4;
 /// Messages of one poll where several can have arrived.
 const BUDGET: usize = 256;
-/// Between two looks at whether the measurement was called off, by time and by polls.
+/// Between two looks at whether the measurement was called off.
 const LOOK: Duration = Duration::from_millis(100);
-const LOOKS: u32 = 10_000;
 
 /// What the handlers work on.
 struct State {
@@ -59,9 +61,7 @@ impl State {
 fn ping(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
     state.check(message);
     state.outgoing.write(&mut state.answer);
-    if let Err(error) = reply.try_send(PONG, &state.answer) {
-        state.broken.get_or_insert(endpoint(error));
-    }
+    reply.send(&state.answer);
 }
 
 fn take_message(state: &mut State, message: Message<'_>, _reply: Reply<'_>) {
@@ -73,38 +73,18 @@ fn null(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
     reply.send(&state.answer);
 }
 
-/// An endpoint and how to poll it.
+/// The side that handles messages.
 struct Side {
     endpoint: Endpoint<State>,
-    /// Whoever spins polls and pauses in turn; `None` leaves the waiting to the endpoint.
-    spinning: Option<Pause>,
 }
 
 impl Side {
-    fn new(endpoint: Endpoint<State>, spec: &Spec) -> Side {
-        let spinning = (spec.wait == Wait::Spin).then(|| spec.pause());
-        Side { endpoint, spinning }
-    }
-
     /// Handles messages until there have been `count` in all of this side's life.
     #[inline(always)]
     fn poll_until(&mut self, count: u64, budget: usize) -> Result<(), Broken> {
         while self.endpoint.state().incoming.count() < count {
-            let Some(pause) = self.spinning else {
-                if self.endpoint.poll_for(budget, LOOK) == 0 {
-                    self.nothing()?;
-                }
-                continue;
-            };
-            let endpoint = &mut self.endpoint;
-            let mut looks = 0;
-            while endpoint.poll(budget) == 0 {
-                pause.once();
-                looks += 1;
-                if looks == LOOKS {
-                    self.nothing()?;
-                    break;
-                }
+            if self.endpoint.poll_for(budget, LOOK) == 0 {
+                self.nothing()?;
             }
         }
         Ok(())
@@ -137,47 +117,34 @@ impl Side {
     }
 }
 
-/// Round trips by messages.
-struct Pinger {
-    side: Side,
-    message: Box<[u8]>,
-}
-
-impl Initiator for Pinger {
-    #[inline(always)]
-    fn round_trip(&mut self) -> Result<(), Broken> {
-        let state = self.side.endpoint.state_mut();
-        state.outgoing.write(&mut self.message);
-        let turn = state.outgoing.count();
-        self.side
-            .endpoint
-            .try_send(PING, &self.message)
-            .map_err(endpoint)?;
-        self.side.poll_until(turn, 1)?;
-        self.side.state().map(drop)
-    }
-}
-
 /// Round trips by calls.
 struct Caller {
     endpoint: Endpoint<State>,
+    handler: u16,
     outgoing: Sequence,
+    incoming: Sequence,
     message: Box<[u8]>,
+}
+
+fn caller(endpoint: Endpoint<State>, handler: u16, size: usize) -> Caller {
+    Caller {
+        endpoint,
+        handler,
+        outgoing: Sequence::new(),
+        incoming: Sequence::new(),
+        message: vec![0; size].into_boxed_slice(),
+    }
 }
 
 impl Initiator for Caller {
     #[inline(always)]
     fn round_trip(&mut self) -> Result<(), Broken> {
         self.outgoing.write(&mut self.message);
-        let size = self.message.len();
-        let answer = self.endpoint.call(NULL, &self.message).map_err(endpoint)?;
-        match answer.len() == size {
-            true => Ok(()),
-            false => Err(Broken::Payload {
-                message: self.outgoing.count(),
-                size: answer.len(),
-            }),
-        }
+        let answer = self
+            .endpoint
+            .call(self.handler, &self.message)
+            .map_err(endpoint)?;
+        self.incoming.check(answer)
     }
 }
 
@@ -187,6 +154,15 @@ struct Source {
     yields: bool,
     sequence: Sequence,
     message: Box<[u8]>,
+}
+
+fn source(endpoint: Endpoint<State>, spec: &Spec) -> Source {
+    Source {
+        yields: spec.shared_cpu && spec.wait == Wait::Spin,
+        side: Side { endpoint },
+        sequence: Sequence::new(),
+        message: vec![0; spec.size].into_boxed_slice(),
+    }
 }
 
 impl Pour for Source {
@@ -230,7 +206,7 @@ fn endpoint(error: impl Display) -> Broken {
 }
 
 /// Settings that both sides have.
-fn builder(spec: &Spec) -> tightbeam::Builder<State> {
+fn builder(spec: &Spec, trusted: bool) -> tightbeam::Builder<State> {
     let wait = match (spec.wait, spec.shared_cpu) {
         (Wait::Block, _) => tightbeam::Wait::Park,
         (Wait::Spin, false) => tightbeam::Wait::Spin,
@@ -238,6 +214,7 @@ fn builder(spec: &Spec) -> tightbeam::Builder<State> {
         (Wait::Spin, true) => tightbeam::Wait::Adaptive,
     };
     let builder = Endpoint::builder().state(State::new(spec.size)).wait(wait);
+    let builder = builder.trusted(trusted);
     match spec.depth {
         Some(depth) => builder.depth(depth),
         None => builder,
@@ -253,7 +230,7 @@ fn address(path: &FilePath) -> Result<String, Broken> {
 
 impl Path for Shm {
     fn name(&self) -> &'static str {
-        "shm"
+        if self.trusted { "shm-trusted" } else { "shm" }
     }
 
     fn class(&self) -> Class {
@@ -277,30 +254,17 @@ impl Path for Shm {
         }
         let directory = PrivateDir::create()?;
         let path = directory.path().join("shm");
-        let (place, spec) = (path.clone(), spec.clone());
+        let (place, spec, trusted) = (path.clone(), spec.clone(), self.trusted);
         let mut offer = Offer::new([], move || {
             // The directory goes as soon as the channel is open: a channel needs no name.
             let directory = directory;
-            let client = builder(&spec).handlers(Handlers::new().on(PONG, take_message));
+            let client = builder(&spec, trusted);
             let client = client.connect(&address(&place)?).map_err(endpoint)?;
             drop(directory);
-            let message = vec![0; spec.size].into_boxed_slice();
             let lane = match spec.job {
-                Job::PingPong => Lane::Exchange(Box::new(Pinger {
-                    side: Side::new(client, &spec),
-                    message,
-                })),
-                Job::Call => Lane::Exchange(Box::new(Caller {
-                    endpoint: client,
-                    outgoing: Sequence::new(),
-                    message,
-                })),
-                Job::Rate => Lane::Pour(Box::new(Source {
-                    yields: spec.shared_cpu && spec.wait == Wait::Spin,
-                    side: Side::new(client, &spec),
-                    sequence: Sequence::new(),
-                    message,
-                })),
+                Job::PingPong => Lane::Exchange(Box::new(caller(client, PING, spec.size))),
+                Job::Call => Lane::Exchange(Box::new(caller(client, NULL, spec.size))),
+                Job::Rate => Lane::Pour(Box::new(source(client, &spec))),
             };
             // Its waits are bounded, and it notices the death of its peer by itself.
             Ok((lane, Release::ByItself))
@@ -320,13 +284,13 @@ impl Path for Shm {
             .on(PING, ping)
             .on(POURED, take_message)
             .on(NULL, null);
-        let server = builder(spec)
+        let server = builder(spec, self.trusted)
             .handlers(handlers)
             .listen(&address(place)?)
             .map_err(endpoint)?;
         let budget = if spec.job == Job::Rate { BUDGET } else { 1 };
         Ok(Box::new(Server {
-            side: Side::new(server, spec),
+            side: Side { endpoint: server },
             budget,
         }))
     }
