@@ -112,7 +112,10 @@ impl<S> Endpoint<S> {
             if channel.id != id {
                 return Err(CallError::Ended);
             }
-            channel.drain(&self.handlers, &mut self.state, BUDGET, spins);
+            // A reply that the poll below has found comes first: what is handled after it would overwrite it.
+            if channel.answer.is_none() {
+                channel.drain(&self.handlers, &mut self.state, BUDGET, spins);
+            }
             if let Some(answer) = channel.answer.take() {
                 return Ok(answer);
             }
