@@ -19,7 +19,9 @@ fn listen(address: &str) -> Endpoint {
 }
 
 fn refusal(address: &str) -> OpenError {
-    Endpoint::connect(address).err().expect("it must be refused")
+    Endpoint::connect(address)
+        .err()
+        .expect("it must be refused")
 }
 
 fn assert_says(error: &OpenError, words: &[&str]) {
@@ -32,9 +34,14 @@ fn assert_says(error: &OpenError, words: &[&str]) {
 /// Runs what a child is asked to be, after it has become nobody; in the test runner it does nothing.
 #[test]
 fn child_role() {
-    let Some((role, address)) = role() else { return };
+    let Some((role, address)) = role() else {
+        return;
+    };
     if role == "locked memory" {
-        let limit = rustix::process::Rlimit { current: Some(8192), maximum: Some(8192) };
+        let limit = rustix::process::Rlimit {
+            current: Some(8192),
+            maximum: Some(8192),
+        };
         rustix::process::setrlimit(rustix::process::Resource::Memlock, limit).expect("lower");
     }
     // SAFETY: bounds: these calls change this process's ids only, and take plain numbers.
@@ -42,7 +49,9 @@ fn child_role() {
     assert!(dropped, "this test runs as root");
     match role.as_str() {
         "no permission to listen" => {
-            let error = Endpoint::listen(&address, Handlers::<()>::new()).err().expect("refused");
+            let error = Endpoint::listen(&address, Handlers::<()>::new())
+                .err()
+                .expect("refused");
             assert!(matches!(error, OpenError::NoPermission { .. }), "{error}");
             assert_says(&error, &["no permission", "sock"]);
         }
@@ -54,24 +63,38 @@ fn child_role() {
         "not admitted" => {
             let builder = Endpoint::builder().admit(|_| true);
             let error = builder.connect(&address).err().expect("refused");
-            assert!(matches!(error, OpenError::NotAdmitted { uid: NOBODY }), "{error}");
+            assert!(
+                matches!(error, OpenError::NotAdmitted { uid: NOBODY }),
+                "{error}"
+            );
             assert_says(&error, &["65534", "policy"]);
         }
         "untrusted listener" => {
             let error = refusal(&address);
-            assert!(matches!(error, OpenError::Untrusted { uid: 0, .. }), "{error}");
+            assert!(
+                matches!(error, OpenError::Untrusted { uid: 0, .. }),
+                "{error}"
+            );
             assert_says(&error, &["user 0", "policy"]);
         }
         "admitted" => {
             let builder = Endpoint::builder().admit(|_| true);
-            builder.connect(&address).expect("the policy admits everybody");
+            builder
+                .connect(&address)
+                .expect("the policy admits everybody");
         }
         "locked memory" => {
-            let builder = Endpoint::builder().admit(|_| true).memory(Want::Require, Want::No);
+            let builder = Endpoint::builder()
+                .admit(|_| true)
+                .memory(Want::Require, Want::No);
             let error = builder.connect(&address).err().expect("refused");
             assert_says(&error, &["8192 bytes", "ulimit -l", "RLIMIT_MEMLOCK"]);
-            let builder = Endpoint::builder().admit(|_| true).memory(Want::Try, Want::No);
-            let client = builder.connect(&address).expect("tried in vain, and reported");
+            let builder = Endpoint::builder()
+                .admit(|_| true)
+                .memory(Want::Try, Want::No);
+            let client = builder
+                .connect(&address)
+                .expect("tried in vain, and reported");
             let channel = client.channels().next().expect("a channel");
             assert!(!client.memory(channel).expect("it lives").locked);
         }
@@ -99,7 +122,13 @@ fn as_nobody(role: &str, address: &str, server: Option<&mut Endpoint>) {
 #[test]
 fn an_address_that_is_none() {
     let error = refusal("tcp:127.0.0.1:80");
-    assert!(matches!(error, OpenError::Address(AddressError::UnknownScheme { .. })), "{error}");
+    assert!(
+        matches!(
+            error,
+            OpenError::Address(AddressError::UnknownScheme { .. })
+        ),
+        "{error}"
+    );
     assert_says(&error, &["tcp", "shm:PATH"]);
     let error = refusal("/tmp/x.sock");
     assert_says(&error, &["/tmp/x.sock", "shm:PATH"]);
@@ -120,16 +149,23 @@ fn paths_that_cannot_be_used() {
     std::fs::write(scratch.path("sock"), "a file").expect("write");
     for error in [
         refusal(&scratch.address()),
-        Endpoint::listen(&scratch.address(), Handlers::<()>::new()).err().expect("refused"),
+        Endpoint::listen(&scratch.address(), Handlers::<()>::new())
+            .err()
+            .expect("refused"),
     ] {
         assert!(matches!(error, OpenError::NotASocket { .. }), "{error}");
         assert_says(&error, &["no socket", "sock"]);
     }
-    assert_eq!(std::fs::read(scratch.path("sock")).expect("still there"), b"a file");
+    assert_eq!(
+        std::fs::read(scratch.path("sock")).expect("still there"),
+        b"a file"
+    );
     std::fs::remove_file(scratch.path("sock")).expect("ours");
 
     let _server = listen(&scratch.address());
-    let error = Endpoint::listen(&scratch.address(), Handlers::<()>::new()).err().expect("refused");
+    let error = Endpoint::listen(&scratch.address(), Handlers::<()>::new())
+        .err()
+        .expect("refused");
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     assert_says(&error, &["live listener", "sock"]);
 
@@ -151,7 +187,11 @@ fn users_who_are_not_admitted() {
     };
     open(0o700);
     as_nobody("no permission to connect", &scratch.address(), None);
-    as_nobody("no permission to listen", &format!("shm:{}", scratch.path("sock2").display()), None);
+    as_nobody(
+        "no permission to listen",
+        &format!("shm:{}", scratch.path("sock2").display()),
+        None,
+    );
     open(0o777);
     as_nobody("not admitted", &scratch.address(), Some(&mut server));
     as_nobody("untrusted listener", &scratch.address(), Some(&mut server));
@@ -168,10 +208,17 @@ fn users_who_are_not_admitted() {
 #[test]
 fn limits_are_named() {
     let scratch = Scratch::new("limits");
-    let error = Endpoint::builder().depth(1000).connect(&scratch.address()).err().expect("refused");
+    let error = Endpoint::builder()
+        .depth(1000)
+        .connect(&scratch.address())
+        .err()
+        .expect("refused");
     assert!(matches!(error, OpenError::Depth(_)), "{error}");
     assert_says(&error, &["1000", "power of two", "512", "1024"]);
-    let error = Endpoint::builder().depth(1 << 17).listen(&scratch.address()).err();
+    let error = Endpoint::builder()
+        .depth(1 << 17)
+        .listen(&scratch.address())
+        .err();
     assert_says(&error.expect("refused"), &["131072", "2 to 65536"]);
 
     let free = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
@@ -184,7 +231,9 @@ fn limits_are_named() {
     let error = builder.connect(&scratch.address()).err().expect("refused");
     assert_says(&error, &["huge pages", "vm.nr_hugepages"]);
     let builder = Endpoint::builder().memory(Want::No, Want::Try);
-    let client = builder.connect(&scratch.address()).expect("tried in vain, and reported");
+    let client = builder
+        .connect(&scratch.address())
+        .expect("tried in vain, and reported");
     let channel = client.channels().next().expect("a channel");
     assert!(!client.memory(channel).expect("it lives").huge_pages);
 }
@@ -197,7 +246,13 @@ fn opening(kind: u32, identity: Identity) -> Vec<u8> {
     bytes.extend(identity.layout_hash.to_ne_bytes());
     bytes.extend(identity.page_size.to_ne_bytes());
     bytes.extend(identity.depth.to_ne_bytes());
-    bytes.extend(identity.incarnation.0.iter().flat_map(|word| word.to_ne_bytes()));
+    bytes.extend(
+        identity
+            .incarnation
+            .0
+            .iter()
+            .flat_map(|word| word.to_ne_bytes()),
+    );
     bytes.extend([0; 8]);
     bytes
 }
@@ -208,25 +263,49 @@ const REFUSAL: u32 = 3;
 
 fn identity() -> Identity {
     let layout = Layout::new(64).expect("a depth");
-    Identity::ours(layout, tightbeam_sys::memory::page_size() as u32, Incarnation([3, 4]))
+    Identity::ours(
+        layout,
+        tightbeam_sys::memory::page_size() as u32,
+        Incarnation([3, 4]),
+    )
 }
 
 /// What is wrong with an identity, and the words with which that is told.
 fn misfits() -> [(Identity, &'static str, [String; 2]); 4] {
     let page = identity().page_size;
     [
-        (Identity { version: 77, ..identity() }, "version", [VERSION.to_string(), "77".into()]),
         (
-            Identity { layout_hash: 0xabcd, ..identity() },
+            Identity {
+                version: 77,
+                ..identity()
+            },
+            "version",
+            [VERSION.to_string(), "77".into()],
+        ),
+        (
+            Identity {
+                layout_hash: 0xabcd,
+                ..identity()
+            },
             "layout",
             [format!("{LAYOUT_HASH:#018x}"), "0x000000000000abcd".into()],
         ),
         (
-            Identity { page_size: 65_536, ..identity() },
+            Identity {
+                page_size: 65_536,
+                ..identity()
+            },
             "page size",
             [page.to_string(), "65536".into()],
         ),
-        (Identity { depth: 7, ..identity() }, "depth", ["7".into(), "depth".into()]),
+        (
+            Identity {
+                depth: 7,
+                ..identity()
+            },
+            "depth",
+            ["7".into(), "depth".into()],
+        ),
     ]
 }
 
@@ -288,7 +367,9 @@ fn open_descriptors() -> usize {
 #[test]
 fn strange_clients() {
     let scratch = Scratch::new("strange");
-    let builder = Endpoint::builder().open_within(Duration::from_millis(200)).wait(Wait::Spin);
+    let builder = Endpoint::builder()
+        .open_within(Duration::from_millis(200))
+        .wait(Wait::Spin);
     let mut server = builder.listen(&scratch.address()).expect("a free path");
     let connect = || control::connect(&scratch.path("sock")).expect("it listens");
     let send = |bytes: &[u8], descriptor: Option<&OwnedFd>| {
@@ -297,7 +378,10 @@ fn strange_clients() {
         control::send(socket.as_fd(), bytes, descriptor).expect("sent");
         socket
     };
-    let words = SharedWords::create(1 << 12).expect("memory").fd().try_clone_to_owned();
+    let words = SharedWords::create(1 << 12)
+        .expect("memory")
+        .fd()
+        .try_clone_to_owned();
     let unsealed = words.expect("a descriptor");
     let sealed = |bytes| {
         let memory = OwnMemory::create(bytes, &MemoryOptions::default()).expect("memory");
@@ -323,7 +407,11 @@ fn strange_clients() {
         (&hello, None),
         (&opening(WELCOME, identity()), Some(&sealed(1 << 16))),
     ] {
-        assert_eq!(receive(&send(bytes, descriptor)), None, "hung up without an answer");
+        assert_eq!(
+            receive(&send(bytes, descriptor)),
+            None,
+            "hung up without an answer"
+        );
     }
     for descriptor in [&unsealed, &pipe, &sealed(4096)] {
         let answer = receive(&send(&hello, Some(descriptor))).expect("a refusal");
@@ -332,7 +420,10 @@ fn strange_clients() {
     // A silent client is hung up on when its time is over.
     let start = Instant::now();
     assert_eq!(receive(&connect()), None);
-    assert!(start.elapsed() >= Duration::from_millis(100), "it was given time");
+    assert!(
+        start.elapsed() >= Duration::from_millis(100),
+        "it was given time"
+    );
 
     drop(polite);
     assert!(matches!(next_event(&mut server), Event::Closed { .. }));
@@ -354,7 +445,16 @@ fn a_client_that_talks_on_the_control_socket_is_at_fault() {
     assert!(matches!(next_event(&mut server), Event::Opened { .. }));
     control::send(socket.as_fd(), b"and another thing", None).expect("sent");
     let end = next_event(&mut server);
-    assert!(matches!(end, Event::Faulted { fault: PeerFault::Control, .. }), "{end:?}");
+    assert!(
+        matches!(
+            end,
+            Event::Faulted {
+                fault: PeerFault::Control,
+                ..
+            }
+        ),
+        "{end:?}"
+    );
 }
 
 /// A peer that hangs up, lives, and never closed the channel broke the rules; it is not dead.
@@ -372,5 +472,14 @@ fn a_client_that_only_hangs_up_is_at_fault() {
     assert!(matches!(next_event(&mut server), Event::Opened { .. }));
     drop(socket);
     let end = next_event(&mut server);
-    assert!(matches!(end, Event::Faulted { fault: PeerFault::HungUp, .. }), "{end:?}");
+    assert!(
+        matches!(
+            end,
+            Event::Faulted {
+                fault: PeerFault::HungUp,
+                ..
+            }
+        ),
+        "{end:?}"
+    );
 }

@@ -66,12 +66,19 @@ fn server(address: &str) -> Endpoint<Seen> {
 /// Runs what a child is asked to be; in the test runner it does nothing.
 #[test]
 fn child_role() {
-    let Some((role, address)) = role() else { return };
+    let Some((role, address)) = role() else {
+        return;
+    };
     match role.as_str() {
         "serve" => server(&address).run().expect("it listens"),
         "serve parked" => {
-            let builder = Endpoint::builder().state(Seen::default()).handlers(handlers());
-            let mut server = builder.wait(Wait::Park).listen(&address).expect("a free path");
+            let builder = Endpoint::builder()
+                .state(Seen::default())
+                .handlers(handlers());
+            let mut server = builder
+                .wait(Wait::Park)
+                .listen(&address)
+                .expect("a free path");
             server.run().expect("it listens");
         }
         "echo all sizes" => echo_all_sizes(&address),
@@ -105,7 +112,11 @@ fn echo_all_sizes(address: &str) {
     for len in 0..=MAX_MESSAGE {
         payload.clear();
         payload.extend((0..len).map(|i| (i * 7 + len) as u8));
-        assert_eq!(client.call(ECHO, &payload).expect("an answer"), payload, "{len} bytes");
+        assert_eq!(
+            client.call(ECHO, &payload).expect("an answer"),
+            payload,
+            "{len} bytes"
+        );
     }
 }
 
@@ -114,7 +125,9 @@ fn stream_patterns(address: &str) {
     for n in 0..200_000usize {
         let pattern = if n % 2 == 0 { 0x00 } else { 0xff };
         let len = [8, 56, 57, 112, 500, MAX_MESSAGE][n % 6];
-        client.send(COUNT, &[pattern; MAX_MESSAGE][..len]).expect("room");
+        client
+            .send(COUNT, &[pattern; MAX_MESSAGE][..len])
+            .expect("room");
     }
 }
 
@@ -122,8 +135,9 @@ fn stream_patterns(address: &str) {
 fn many_clients_exchange_all_sizes_with_one_listener() {
     let scratch = Scratch::new("sizes");
     let mut server = server(&scratch.address());
-    let clients: Vec<Peer> =
-        (0..4).map(|_| Peer::start("echo all sizes", &scratch.address())).collect();
+    let clients: Vec<Peer> = (0..4)
+        .map(|_| Peer::start("echo all sizes", &scratch.address()))
+        .collect();
     let (mut came, mut closed) = (0, 0);
     while closed < clients.len() {
         match next_event(&mut server) {
@@ -138,7 +152,10 @@ fn many_clients_exchange_all_sizes_with_one_listener() {
         }
     }
     assert_eq!(came, clients.len());
-    assert_eq!(server.state().messages, (clients.len() * (MAX_MESSAGE + 1)) as u64);
+    assert_eq!(
+        server.state().messages,
+        (clients.len() * (MAX_MESSAGE + 1)) as u64
+    );
     assert!(clients.into_iter().all(Peer::finish));
 }
 
@@ -207,7 +224,10 @@ fn a_stopped_server_is_no_dead_server() {
     let channel = client.channels().next().expect("a channel");
     child.signal(rustix::process::Signal::STOP);
     let late = client.call_to(channel, ECHO, b"late", Duration::from_millis(50));
-    assert_eq!(late.expect_err("it is stopped"), CallError::DeadlineExceeded);
+    assert_eq!(
+        late.expect_err("it is stopped"),
+        CallError::DeadlineExceeded
+    );
     assert!(client.next_event().is_none());
     child.signal(rustix::process::Signal::CONT);
     // The late reply is dropped and counted, and the next call gets its own.
@@ -223,10 +243,22 @@ fn calls_that_nobody_answers() {
     let address = scratch.address();
     let client = std::thread::spawn(move || {
         let mut client = connect(&address);
-        assert_eq!(client.call(99, b"?"), Err(CallError::NoHandler { handler: 99 }));
-        assert_eq!(client.call(u16::MAX, b"?"), Err(CallError::NoHandler { handler: u16::MAX }));
-        assert_eq!(client.call(SILENT, b"?"), Err(CallError::NoReply { handler: SILENT }));
-        assert_eq!(client.call(DOUBLE, b"odd"), Err(CallError::NoReply { handler: DOUBLE }));
+        assert_eq!(
+            client.call(99, b"?"),
+            Err(CallError::NoHandler { handler: 99 })
+        );
+        assert_eq!(
+            client.call(u16::MAX, b"?"),
+            Err(CallError::NoHandler { handler: u16::MAX })
+        );
+        assert_eq!(
+            client.call(SILENT, b"?"),
+            Err(CallError::NoReply { handler: SILENT })
+        );
+        assert_eq!(
+            client.call(DOUBLE, b"odd"),
+            Err(CallError::NoReply { handler: DOUBLE })
+        );
         assert_eq!(client.call_typed(&Double(21)), Ok(42));
         client.send(ECHO, b"not a call").expect("room");
         client.send(98, b"nobody").expect("room");
@@ -247,9 +279,14 @@ fn calls_that_nobody_answers() {
 fn a_full_ring_keeps_nothing_and_a_large_message_names_the_limit() {
     let scratch = Scratch::new("full");
     let mut server = server(&scratch.address());
-    let mut client = Endpoint::builder().depth(16).connect(&scratch.address()).expect("open");
+    let mut client = Endpoint::builder()
+        .depth(16)
+        .connect(&scratch.address())
+        .expect("open");
     opened(&mut server);
-    let sent = (0..).take_while(|_| client.try_send(COUNT, b"x").is_ok()).count();
+    let sent = (0..)
+        .take_while(|_| client.try_send(COUNT, b"x").is_ok())
+        .count();
     assert_eq!(sent, 16);
     assert_eq!(client.try_send(COUNT, b"x"), Err(SendError::Full));
     let channel = client.channels().next().expect("a channel");
@@ -257,11 +294,25 @@ fn a_full_ring_keeps_nothing_and_a_large_message_names_the_limit() {
     assert_eq!(late, Err(SendError::DeadlineExceeded));
     let refused = client.try_send_typed(Double(7)).expect_err("it is full");
     assert_eq!((refused.error, refused.message.0), (SendError::Full, 7));
-    assert!(client.counters(channel).expect("it lives").get(Counter::Full) >= 3);
+    assert!(
+        client
+            .counters(channel)
+            .expect("it lives")
+            .get(Counter::Full)
+            >= 3
+    );
     patiently(|| (server.poll(64) > 0).then_some(()));
     assert_eq!(client.try_send(COUNT, b"x"), Ok(()));
-    let error = client.try_send(COUNT, &[0; MAX_MESSAGE + 1]).expect_err("too large");
-    assert_eq!(error, SendError::TooLarge { len: MAX_MESSAGE + 1, max: MAX_MESSAGE });
+    let error = client
+        .try_send(COUNT, &[0; MAX_MESSAGE + 1])
+        .expect_err("too large");
+    assert_eq!(
+        error,
+        SendError::TooLarge {
+            len: MAX_MESSAGE + 1,
+            max: MAX_MESSAGE
+        }
+    );
     assert!(error.to_string().contains("1064"), "{error}");
 }
 
@@ -272,10 +323,15 @@ fn calls_in_a_circle() {
     let mut left = server(&scratch.address());
     let address = scratch.address();
     let right = std::thread::spawn(move || {
-        let builder = Endpoint::builder().state(Seen::default()).handlers(handlers());
+        let builder = Endpoint::builder()
+            .state(Seen::default())
+            .handlers(handlers());
         let mut right = builder.depth(2).connect(&address).expect("open");
         for n in 0..20_000u64 {
-            assert_eq!(right.call(ECHO, &n.to_ne_bytes()).expect("an answer"), n.to_ne_bytes());
+            assert_eq!(
+                right.call(ECHO, &n.to_ne_bytes()).expect("an answer"),
+                n.to_ne_bytes()
+            );
         }
         // The other side may have calls left.
         while right.channels().next().is_some() {
@@ -284,7 +340,10 @@ fn calls_in_a_circle() {
     });
     opened(&mut left);
     for n in 0..20_000u64 {
-        assert_eq!(left.call(ECHO, &n.to_ne_bytes()).expect("an answer"), n.to_ne_bytes());
+        assert_eq!(
+            left.call(ECHO, &n.to_ne_bytes()).expect("an answer"),
+            n.to_ne_bytes()
+        );
     }
     patiently(|| {
         left.poll(64);
@@ -300,10 +359,16 @@ fn a_parked_server_wakes_for_calls_and_for_new_clients() {
     let _child = Peer::start("serve parked", &scratch.address());
     for wait in [Wait::Park, Wait::Adaptive, Wait::Spin] {
         let mut client = patiently(|| {
-            Endpoint::builder().wait(wait).connect(&scratch.address()).ok()
+            Endpoint::builder()
+                .wait(wait)
+                .connect(&scratch.address())
+                .ok()
         });
         for n in 0..500u32 {
-            assert_eq!(client.call(ECHO, &n.to_ne_bytes()).expect("awake"), n.to_ne_bytes());
+            assert_eq!(
+                client.call(ECHO, &n.to_ne_bytes()).expect("awake"),
+                n.to_ne_bytes()
+            );
         }
     }
 }
@@ -318,13 +383,18 @@ fn a_stopper_ends_the_loop() {
     server.run().expect("it listens");
     assert!(start.elapsed() < support::PATIENCE);
     other.join().expect("it only stops");
-    assert!(Endpoint::builder().connect(&scratch.address()).is_ok(), "it still listens");
+    assert!(
+        Endpoint::builder().connect(&scratch.address()).is_ok(),
+        "it still listens"
+    );
 }
 
 #[test]
 fn one_endpoint_holds_channels_to_several_servers() {
     let scratches = [Scratch::new("several-a"), Scratch::new("several-b")];
-    let _children = scratches.each_ref().map(|s| Peer::start("serve", &s.address()));
+    let _children = scratches
+        .each_ref()
+        .map(|s| Peer::start("serve", &s.address()));
     let mut client = connect(&scratches[0].address());
     let first = client.channels().next().expect("a channel");
     let second = patiently(|| client.open(&scratches[1].address()).ok());
@@ -334,20 +404,28 @@ fn one_endpoint_holds_channels_to_several_servers() {
     }
     assert!(client.close(first));
     assert!(!client.close(first));
-    assert_eq!(client.call(ECHO, b"the other").expect("an answer"), b"the other");
+    assert_eq!(
+        client.call(ECHO, b"the other").expect("an answer"),
+        b"the other"
+    );
 }
 
 #[test]
 fn trusted_channels_work_and_both_sides_must_agree() {
     let scratch = Scratch::new("trusted");
     let address = scratch.address();
-    let builder = Endpoint::builder().state(Seen::default()).handlers(handlers());
+    let builder = Endpoint::builder()
+        .state(Seen::default())
+        .handlers(handlers());
     let mut server = builder.trusted(true).listen(&address).expect("a free path");
     let stopper = server.stopper();
     let client = std::thread::spawn(move || {
         let refused = Endpoint::builder().connect(&address);
         let refused = refused.err().map(|error| error.to_string());
-        let mut client = Endpoint::builder().trusted(true).connect(&address).expect("both agree");
+        let mut client = Endpoint::builder()
+            .trusted(true)
+            .connect(&address)
+            .expect("both agree");
         let echoed = client.call(ECHO, b"trusted").expect("an answer").to_vec();
         stopper.stop();
         (refused, echoed)
