@@ -44,9 +44,11 @@ fn child_role() {
         };
         rustix::process::setrlimit(rustix::process::Resource::Memlock, limit).expect("lower");
     }
-    // SAFETY: bounds: these calls change this process's ids only, and take plain numbers.
-    let dropped = unsafe { libc::setgid(NOBODY) == 0 && libc::setuid(NOBODY) == 0 };
-    assert!(dropped, "this test runs as root");
+    // SAFETY: bounds: the call changes this process's ids only, and takes a plain number.
+    let group = unsafe { libc::setgid(NOBODY) };
+    // SAFETY: bounds: as above.
+    let user = unsafe { libc::setuid(NOBODY) };
+    assert_eq!((group, user), (0, 0), "this test runs as root");
     match role.as_str() {
         "no permission to listen" => {
             let error = Endpoint::listen(&address, Handlers::<()>::new())

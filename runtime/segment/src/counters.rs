@@ -24,10 +24,8 @@ macro_rules! counters {
 counters! {
     /// Messages put into the send ring: sends, calls and replies.
     Sent = "sent",
-    /// Messages taken out of the receive ring, handled or dropped.
+    /// Messages taken out of the receive ring: handled, given to their caller, or counted below as dropped.
     Received = "received",
-    /// Messages given to a registered handler, and replies given to their caller.
-    Handled = "handled",
     /// Messages dropped because no handler is registered for their index; a caller is told.
     DropNoHandler = "drop_no_handler",
     /// Typed messages dropped because their bytes are not of that type; a caller is told.

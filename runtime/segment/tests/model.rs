@@ -342,6 +342,26 @@ fn a_stopped_receiver_still_leaves_the_whole_depth() {
     }
 }
 
+/// A ring that keeps draining stays in its first slots, whatever its depth.
+#[test]
+fn a_drained_ring_starts_over_whatever_its_depth() {
+    for depth in [64, 1024, 65_536] {
+        let mut world = World::new(depth, 0, 1);
+        for _ in 0..3_200 {
+            world.send(0, true, 8);
+            world.poll(1, usize::MAX, Some(8));
+            world.poll(0, usize::MAX, None);
+        }
+        for side in &world.sides {
+            let restarts = side.port.counters().get(Counter::Restarts);
+            assert!(
+                (190..=210).contains(&restarts),
+                "{restarts} laps of 16 at depth {depth}"
+            );
+        }
+    }
+}
+
 #[test]
 fn every_size_crosses_whole() {
     let mut world = World::new(64, 0, 1);

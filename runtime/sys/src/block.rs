@@ -18,9 +18,9 @@ pub struct SharedBlock {
     fd: OwnedFd,
 }
 
-// SAFETY: the memory is reached through atomics only, so it may be used from any thread.
+// SAFETY: aliasing: the memory is reached through atomics only, so it may be used from any thread.
 unsafe impl Send for SharedBlock {}
-// SAFETY: as above.
+// SAFETY: aliasing: as above.
 unsafe impl Sync for SharedBlock {}
 
 impl SharedBlock {

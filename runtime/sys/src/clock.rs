@@ -17,7 +17,7 @@ const READINGS: usize = 32;
 #[inline(always)]
 #[cfg(target_arch = "x86_64")]
 pub fn ticks() -> u64 {
-    // SAFETY: the instruction exists on every x86-64 CPU and touches no memory. A process that forbade it to itself
+    // SAFETY: bounds: the instruction exists on every x86-64 CPU and touches no memory. A process that forbade it to itself
     // (PR_SET_TSC) gets SIGSEGV, as it asked for.
     unsafe { std::arch::x86_64::_rdtsc() }
 }
@@ -27,7 +27,7 @@ pub fn ticks() -> u64 {
 #[cfg(target_arch = "aarch64")]
 pub fn ticks() -> u64 {
     let ticks: u64;
-    // SAFETY: reads a system register that Linux makes readable for user space; touches no memory, no stack, no flags.
+    // SAFETY: bounds: reads a system register that Linux makes readable for user space; touches no memory, no stack, no flags.
     unsafe {
         std::arch::asm!("mrs {}, cntvct_el0", out(reg) ticks, options(nomem, nostack, preserves_flags));
     }

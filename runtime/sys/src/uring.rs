@@ -388,7 +388,7 @@ impl Inbox {
 
     #[inline(always)]
     fn publish(&self) {
-        // SAFETY: the argument is the first entry of the ring, which was zeroed.
+        // SAFETY: initialised: the argument is the first entry of the ring, which was zeroed.
         let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
         // SAFETY:
         // alignment: the field is a u16 of a repr(C) struct.
@@ -419,7 +419,7 @@ fn layout(bytes: usize) -> Layout {
 }
 
 fn zeroed(layout: Layout) -> NonNull<u8> {
-    // SAFETY: `layout` makes no empty layouts.
+    // SAFETY: bounds: `layout` makes no empty layouts.
     let memory = unsafe { std::alloc::alloc_zeroed(layout) };
     NonNull::new(memory).unwrap_or_else(|| std::alloc::handle_alloc_error(layout))
 }
