@@ -124,10 +124,16 @@ impl Descriptor {
         self.0 as u8
     }
 
-    /// The tag with kind and flags but R: equals the tag alone for a one-slot message for a handler.
+    /// The tag and the kind: equals the tag alone for a message for a handler.
     #[inline(always)]
-    pub(crate) fn low_without_restart(self) -> u16 {
-        (self.0 & !RESTART) as u16
+    pub(crate) fn tag_and_kind(self) -> u16 {
+        (self.0 & !(RESTART | MULTI)) as u16
+    }
+
+    /// Whether the length is one that fits M. (One that does not is refused where there is time for it.)
+    #[inline(always)]
+    pub(crate) fn length_fits(self) -> bool {
+        !self.multi() || (crate::PAYLOAD_BYTES + 1..=crate::MAX_MESSAGE).contains(&self.len())
     }
 
     /// The kind, or `None` for a kind or a flag that nobody defined.
@@ -228,7 +234,8 @@ mod tests {
             prop_assert_eq!(d.restart(), restart);
             prop_assert_eq!(d.kind(), Some(Kind::Message));
             prop_assert_eq!(d.multi(), len > crate::PAYLOAD_BYTES);
-            prop_assert_eq!(d.low_without_restart() == u16::from(tag), !d.multi());
+            prop_assert_eq!(d.tag_and_kind(), u16::from(tag));
+            prop_assert!(d.length_fits());
             prop_assert_eq!(d.0 as u16 == u16::from(tag), !d.multi() && !restart);
         }
     }

@@ -156,12 +156,12 @@ impl Port {
         Glimpse(self.spin(self.rx.tag.get(), spins))
     }
 
-    /// Takes what was seen if it is a one-slot message for a handler, and names the handler.
+    /// Takes what was seen if it is a message for a handler, and names the handler.
     #[inline(always)]
     pub fn plain(&mut self, seen: Glimpse) -> Option<u16> {
         let tag = self.rx.tag.get();
         let found = seen.0;
-        if found.0 as u16 == tag || found.low_without_restart() == tag {
+        if found.0 as u16 == tag || (found.tag_and_kind() == tag && found.length_fits()) {
             PeerLine::acquire();
             self.header.set(found);
             return Some(found.target());
@@ -175,14 +175,15 @@ impl Port {
         seen.0.tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
     }
 
-    /// Whether the reply to this open call, in one slot, is at the head of the ring; takes it if so. Looks up to `spins` times
+    /// Whether the reply to this open call is at the head of the ring; takes it if so. Looks up to `spins` times
     /// more while there is nothing at all.
     #[inline(always)]
     pub fn reply_within(&mut self, call: u16, spins: u32) -> bool {
         const REPLY: u16 = (Kind::Reply as u16) << 8;
         let tag = self.rx.tag.get();
         let found = self.spin(tag, spins);
-        let is_it = found.low_without_restart() == tag | REPLY && found.target() == call;
+        let is_it =
+            found.tag_and_kind() == tag | REPLY && found.target() == call && found.length_fits();
         if is_it {
             PeerLine::acquire();
             self.header.set(found);
