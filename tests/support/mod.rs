@@ -1,13 +1,22 @@
 //! What the process tests share: child processes by re-exec of the test binary, private directories, bounded waits.
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+pub(crate) mod opening;
+
+use rustix::process::{Signal, WaitId, WaitIdOptions};
+use std::os::fd::OwnedFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tightbeam::{Endpoint, Event};
+use tightbeam_sys::memory::SharedWords;
 
 /// No wait in a test is longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// A child that outlives its test runner ends itself after this long.
+const LIFETIME: Duration = Duration::from_secs(60);
 /// Names the role of a child process and where it works.
 const ROLE: &str = "TIGHTBEAM_TEST_ROLE";
 const PLACE: &str = "TIGHTBEAM_TEST_PLACE";
@@ -37,6 +46,45 @@ impl Drop for Scratch {
     }
 }
 
+/// Numbers that a test and its children share beside the library: what a child wrote stays when the child is killed.
+pub(crate) struct Ledger(SharedWords);
+
+impl Ledger {
+    const WORDS: usize = 8;
+
+    /// The ledger that belongs to an address; whoever asks first makes it.
+    pub(crate) fn of(address: &str) -> Ledger {
+        let socket = address.strip_prefix("shm:").expect("a shm address");
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(format!("{socket}.ledger"))
+            .expect("a file in a private directory");
+        file.set_len(1 << 16).expect("room for the ledger");
+        Ledger(SharedWords::open(OwnedFd::from(file), Self::WORDS).expect("a mapping"))
+    }
+
+    fn word(&self, index: usize) -> &AtomicU64 {
+        self.0.word(index)
+    }
+
+    /// Writes a number; it is there even if this process is killed right after.
+    pub(crate) fn write(&self, index: usize, value: u64) {
+        self.word(index).store(value, Ordering::Release);
+    }
+
+    pub(crate) fn read(&self, index: usize) -> u64 {
+        self.word(index).load(Ordering::Acquire)
+    }
+
+    /// Waits until a number is at least `value`.
+    pub(crate) fn wait_for(&self, index: usize, value: u64) {
+        patiently(|| (self.read(index) >= value).then_some(()));
+    }
+}
+
 /// A child process of ours, killed and reaped at the latest when dropped.
 pub(crate) struct Peer(pub(crate) Child);
 
@@ -47,7 +95,7 @@ impl Peer {
             .args(["child_role", "--exact", "--nocapture", "--test-threads=1"])
             .env(ROLE, role)
             .env(PLACE, place)
-            .stdin(Stdio::piped())
+            .stdin(Stdio::null())
             .stdout(Stdio::null())
             .spawn()
             .expect("a child process");
@@ -58,20 +106,38 @@ impl Peer {
         rustix::process::Pid::from_child(&self.0)
     }
 
-    pub(crate) fn signal(&self, signal: rustix::process::Signal) {
+    pub(crate) fn signal(&self, signal: Signal) {
         rustix::process::kill_process(self.pid(), signal).expect("our own child");
     }
 
-    /// Waits for its end, and whether it was a success.
-    pub(crate) fn finish(mut self) -> bool {
+    /// Stops it; when this returns it does nothing any more.
+    pub(crate) fn stop(&self) {
+        self.signal(Signal::STOP);
+        let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        let id = WaitId::Pid(self.pid());
+        patiently(|| rustix::process::waitid(id.clone(), options).expect("our own child"));
+    }
+
+    /// Waits for its end.
+    pub(crate) fn status(mut self) -> ExitStatus {
         let deadline = Instant::now() + PATIENCE;
         loop {
             if let Some(status) = self.0.try_wait().expect("our own child") {
-                return status.success();
+                return status;
             }
             assert!(Instant::now() < deadline, "the child does not end");
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Waits for its end, and whether it was a success.
+    pub(crate) fn finish(self) -> bool {
+        self.status().success()
+    }
+
+    /// Waits for its end by a signal, and which it was.
+    pub(crate) fn killed_by(self) -> Option<i32> {
+        self.status().signal()
     }
 }
 
@@ -84,7 +150,13 @@ impl Drop for Peer {
 
 /// In a child: its role and place. In the test runner: `None`.
 pub(crate) fn role() -> Option<(String, String)> {
-    Some((std::env::var(ROLE).ok()?, std::env::var(PLACE).ok()?))
+    let (role, place) = (std::env::var(ROLE).ok()?, std::env::var(PLACE).ok()?);
+    // Nobody is left to kill this process if the test runner itself was killed.
+    std::thread::spawn(|| {
+        std::thread::sleep(LIFETIME);
+        std::process::exit(1);
+    });
+    Some((role, place))
 }
 
 /// Connects, waiting for the listener to be there.
@@ -116,8 +188,4 @@ pub(crate) fn next_event<S>(endpoint: &mut Endpoint<S>) -> Event {
 pub(crate) fn opened<S>(endpoint: &mut Endpoint<S>) {
     let event = next_event(endpoint);
     assert!(matches!(event, Event::Opened { .. }), "{event:?}");
-}
-
-pub(crate) fn path_of(address: &str) -> &Path {
-    Path::new(address.strip_prefix("shm:").expect("a shm address"))
 }

@@ -21,8 +21,6 @@ const ECHO: u16 = 1;
 const REFRESH: Duration = Duration::from_millis(250);
 /// Messages of one poll.
 const BUDGET: usize = 256;
-/// Fruitless polls between two looks at events and signals.
-const POLLS: u32 = 4096;
 /// A sleeping `pong` looks at signals as often.
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the reason for a broken call may take to arrive.
@@ -44,18 +42,6 @@ enum Waiting {
     Park,
 }
 
-impl Waiting {
-    /// What was chosen, or to spin where there is more than one CPU.
-    fn or_default(chosen: Option<Waiting>) -> Waiting {
-        let one_cpu = tightbeam_sys::cpu::allowed().is_ok_and(|cpus| cpus.len() < 2);
-        chosen.unwrap_or(if one_cpu {
-            Waiting::Adaptive
-        } else {
-            Waiting::Spin
-        })
-    }
-}
-
 impl From<Waiting> for tightbeam::Wait {
     fn from(waiting: Waiting) -> tightbeam::Wait {
         match waiting {
@@ -74,9 +60,9 @@ pub(crate) struct PongArgs {
     /// CPU to run on
     #[arg(long)]
     cpu: Option<usize>,
-    /// How to wait; spin if there are two CPUs
-    #[arg(long, value_enum)]
-    wait: Option<Waiting>,
+    /// How to wait: adaptive sleeps after a while, so that a busy machine's other work gets the CPU
+    #[arg(long, value_enum, default_value_t = Waiting::Adaptive)]
+    wait: Waiting,
     /// End when the first client has gone
     #[arg(long)]
     once: bool,
@@ -99,9 +85,9 @@ pub(crate) struct PingArgs {
     /// CPU to run on
     #[arg(long)]
     cpu: Option<usize>,
-    /// How to wait; spin if there are two CPUs
-    #[arg(long, value_enum)]
-    wait: Option<Waiting>,
+    /// How to wait: adaptive sleeps after a while, so that a busy machine's other work gets the CPU
+    #[arg(long, value_enum, default_value_t = Waiting::Adaptive)]
+    wait: Waiting,
 }
 
 fn parse_size(text: &str) -> Result<usize, String> {
@@ -165,7 +151,7 @@ fn interrupted() -> bool {
 pub(crate) fn pong(args: &PongArgs) -> Result<(), Box<dyn Error>> {
     check_cpu(args.cpu)?;
     on_interrupt()?;
-    let waiting = Waiting::or_default(args.wait);
+    let waiting = args.wait;
     let handlers = Handlers::new().on(ECHO, |_, message, reply| reply.send(message.bytes()));
     let mut endpoint = Endpoint::builder()
         .handlers(handlers)
@@ -174,10 +160,7 @@ pub(crate) fn pong(args: &PongArgs) -> Result<(), Box<dyn Error>> {
     pin(args.cpu)?;
     eprintln!("listening at {}; Ctrl-C ends", args.address);
     while !interrupted() {
-        match waiting {
-            Waiting::Spin => spin(&mut endpoint),
-            Waiting::Adaptive | Waiting::Park => drop(endpoint.poll_for(BUDGET, LOOK)),
-        }
+        endpoint.poll_for(BUDGET, LOOK);
         while let Some(event) = endpoint.next_event() {
             eprintln!("{}", describe(&event));
             if args.once && !matches!(event, Event::Opened { .. }) {
@@ -186,19 +169,6 @@ pub(crate) fn pong(args: &PongArgs) -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(())
-}
-
-/// Polls until nothing has come for a while.
-fn spin(endpoint: &mut Endpoint) {
-    let mut empty = 0;
-    while empty < POLLS {
-        if endpoint.poll(BUDGET) > 0 {
-            empty = 0;
-        } else {
-            empty += 1;
-            std::hint::spin_loop();
-        }
-    }
 }
 
 fn describe(event: &Event) -> String {
@@ -218,7 +188,7 @@ pub(crate) fn ping(args: &PingArgs) -> Result<(), Box<dyn Error>> {
     check_cpu(args.cpu)?;
     on_interrupt()?;
     let clock = TickClock::calibrate();
-    let waiting = Waiting::or_default(args.wait);
+    let waiting = args.wait;
     let mut endpoint = Endpoint::builder()
         .wait(waiting.into())
         .connect(&args.address)?;

@@ -1,0 +1,143 @@
+//! The opening exchange spoken by hand, for peers of another build and peers without manners: see
+//! `runtime/endpoint/src/control/wire.rs`.
+
+use super::patiently;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use std::io::IoSlice;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::Path;
+use tightbeam_segment::{Formatted, Identity, Incarnation, LAYOUT_HASH, Layout, OwnLines, VERSION};
+use tightbeam_sys::control;
+use tightbeam_sys::memory::{MemoryOptions, OwnMemory, SharedWords};
+
+pub(crate) const HELLO: u32 = 1;
+pub(crate) const WELCOME: u32 = 2;
+pub(crate) const REFUSAL: u32 = 3;
+
+/// The most descriptors that a test sends at once.
+const MANY: usize = 20;
+
+/// An opening message.
+pub(crate) fn opening(kind: u32, identity: Identity) -> Vec<u8> {
+    let mut bytes = b"tb-open\x9d".to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend(identity.version.to_ne_bytes());
+    bytes.extend(identity.layout_hash.to_ne_bytes());
+    bytes.extend(identity.page_size.to_ne_bytes());
+    bytes.extend(identity.depth.to_ne_bytes());
+    bytes.extend(
+        identity
+            .incarnation
+            .0
+            .iter()
+            .flat_map(|word| word.to_ne_bytes()),
+    );
+    bytes.extend([0; 8]);
+    bytes
+}
+
+/// What an honest peer of this build says.
+pub(crate) fn identity() -> Identity {
+    let layout = Layout::new(64).expect("a depth");
+    Identity::ours(
+        layout,
+        tightbeam_sys::memory::page_size() as u32,
+        Incarnation([3, 4]),
+    )
+}
+
+/// A segment that goes with [`identity`]: keep the first while the second is in use.
+pub(crate) fn segment() -> (Formatted, OwnedFd) {
+    let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
+    let descriptor = memory.fd().try_clone_to_owned().expect("a descriptor");
+    let layout = Layout::new(64).expect("a depth");
+    (
+        layout.format(OwnLines::new(memory), &identity()),
+        descriptor,
+    )
+}
+
+/// A sealed segment of this size in which nothing is written.
+pub(crate) fn sealed(bytes: usize) -> OwnedFd {
+    let memory = OwnMemory::create(bytes, &MemoryOptions::default()).expect("memory");
+    memory.fd().try_clone_to_owned().expect("a descriptor")
+}
+
+/// A memfd without seals.
+pub(crate) fn unsealed() -> OwnedFd {
+    let words = SharedWords::create(1 << 12).expect("memory");
+    words.fd().try_clone_to_owned().expect("a descriptor")
+}
+
+/// What is wrong with an identity, and the words with which that is told.
+pub(crate) fn misfits() -> [(Identity, &'static str, [String; 2]); 4] {
+    let (good, page) = (identity(), identity().page_size);
+    [
+        (
+            Identity {
+                version: 77,
+                ..good
+            },
+            "version",
+            [VERSION.to_string(), "77".into()],
+        ),
+        (
+            Identity {
+                layout_hash: 0xabcd,
+                ..good
+            },
+            "layout",
+            [format!("{LAYOUT_HASH:#018x}"), "0x000000000000abcd".into()],
+        ),
+        (
+            Identity {
+                page_size: 65_536,
+                ..good
+            },
+            "page size",
+            [page.to_string(), "65536".into()],
+        ),
+        (
+            Identity { depth: 7, ..good },
+            "depth",
+            ["7".into(), "depth".into()],
+        ),
+    ]
+}
+
+/// Sends one message with any number of descriptors.
+pub(crate) fn send(socket: &OwnedFd, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MANY))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        assert!(ancillary.push(SendAncillaryMessage::ScmRights(descriptors)));
+    }
+    rustix::net::sendmsg(
+        socket,
+        &[IoSlice::new(bytes)],
+        &mut ancillary,
+        SendFlags::NOSIGNAL,
+    )
+    .expect("sent");
+}
+
+/// Connects to a listener and sends one message.
+pub(crate) fn greet(path: &Path, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> OwnedFd {
+    let socket = control::connect(path).expect("it listens");
+    send(&socket, bytes, descriptors);
+    socket
+}
+
+/// The next message, or `None` if the other side has hung up.
+pub(crate) fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
+    let mut buffer = [0; 256];
+    let received = patiently(|| match control::receive(socket.as_fd(), &mut buffer) {
+        Err(tightbeam_sys::Errno::AGAIN) => None,
+        other => Some(other),
+    });
+    match received {
+        Ok(received) if received.bytes > 0 => Some(buffer[..received.bytes].to_vec()),
+        _ => None,
+    }
+}
