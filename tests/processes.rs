@@ -222,7 +222,7 @@ fn a_stopped_server_is_no_dead_server() {
     let mut client = connect(&scratch.address());
     client.call(ECHO, b"x").expect("an answer");
     let channel = client.channels().next().expect("a channel");
-    child.signal(rustix::process::Signal::STOP);
+    child.stop();
     let late = client.call_to(channel, ECHO, b"late", Duration::from_millis(50));
     assert_eq!(
         late.expect_err("it is stopped"),
