@@ -130,22 +130,6 @@ impl Peer {
         }
     }
 
-    /// Stops it, and waits until each of its threads has stopped: a signal takes its time.
-    pub(crate) fn stop(&self) {
-        self.signal(rustix::process::Signal::STOP);
-        let tasks = format!("/proc/{}/task", self.0.id());
-        patiently(|| {
-            let stats = std::fs::read_dir(&tasks).ok()?.flatten();
-            let stopped = |task: std::fs::DirEntry| {
-                let stat = std::fs::read_to_string(task.path().join("stat")).unwrap_or_default();
-                stat.rsplit(')')
-                    .next()
-                    .is_some_and(|rest| rest.trim_start().starts_with('T'))
-            };
-            stats.map(stopped).all(|stopped| stopped).then_some(())
-        });
-    }
-
     /// Waits for its end, and whether it was a success.
     pub(crate) fn finish(self) -> bool {
         self.status().success()
