@@ -1,4 +1,4 @@
-//! The `tightbeam` command: [`bench`] compares local paths, `ping` and `pong` measure one of them live.
+//! The `tightbeam` command: `bench` compares local paths, `ping` and `pong` measure one of them live.
 //!
 //! Exit codes: 0 done, 1 something failed (said on standard error), 2 wrong arguments, 130 ended by Ctrl-C before there was a
 //! result. Standard output has results only.
