@@ -200,6 +200,10 @@ fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
     {
         return Some(End::Faulted(fault));
     }
+    // A caller is about to take it; until then the channel stays, and nothing else is looked at.
+    if channel.answer.is_some() {
+        return None;
+    }
     channel.settle();
     // Asked before the ring is found empty: what was sent before closing is then not missed.
     let closed = channel.port.peer_ended();

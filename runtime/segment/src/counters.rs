@@ -45,7 +45,7 @@ counters! {
 }
 
 /// The counters of one channel, each a count since the channel was opened.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub struct Counters([Cell<u64>; Counter::ALL.len()]);
 
 impl Counters {
@@ -68,6 +68,16 @@ impl Counters {
 
     pub(crate) fn set(&self, counter: Counter, value: u64) {
         self.0[counter as usize].set(value);
+    }
+}
+
+/// Those that are not zero, by their labels.
+impl core::fmt::Debug for Counters {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        let counted = self.iter().filter(|(_, count)| *count > 0);
+        f.debug_map()
+            .entries(counted.map(|(counter, count)| (counter.label(), count)))
+            .finish()
     }
 }
 

@@ -6,6 +6,7 @@
 //! | [`control`] | Unix sockets that carry small messages and descriptors; who is on the other side |
 //! | [`wake`] | futex on a shared word, `membarrier` |
 //! | [`cpu`] | affinity |
+//! | [`process`] | ending at once |
 //! | [`clock`] | the CPU's counter as a clock |
 //! | [`mmsg`], [`uring`], [`block`] | the strongest standard paths, for comparison: batched datagrams, `io_uring`, bare shared words |
 //!
@@ -19,6 +20,7 @@ pub mod control;
 pub mod cpu;
 pub mod memory;
 pub mod mmsg;
+pub mod process;
 pub mod uring;
 pub mod wake;
 

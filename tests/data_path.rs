@@ -1,0 +1,298 @@
+//! Between open and close, while both sides poll: no system calls (a kernel filter kills on any) and no allocations (a
+//! counting allocator), on either side (I5). Two processes, calls and one-way messages of all sizes.
+
+mod support;
+
+use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use support::{Ledger, PATIENCE, Peer, Scratch, opened, patiently, role};
+use tightbeam::{Endpoint, Handlers, MAX_MESSAGE, PAYLOAD_BYTES, Wait};
+use tightbeam_sys::process::exit_now;
+
+const ECHO: u16 = 1;
+const COUNT: u16 = 2;
+const TRESPASS: u16 = 3;
+
+/// Calls under the filter, and calls with counted allocations.
+const FILTERED_CALLS: u64 = 1_000_000;
+const COUNTED_CALLS: u64 = 100_000;
+/// One-way messages after them, of all sizes, in each direction at once.
+const STREAM: u64 = 50_000;
+
+/// Words of the ledger: each side says when it has done its part.
+const SERVED: usize = 0;
+const CALLED: usize = 1;
+
+/// Exit code of a child that cannot install a filter.
+const NO_FILTER: i32 = 77;
+
+struct Counting;
+
+thread_local! {
+    static WATCHED: Cell<bool> = const { Cell::new(false) };
+    static COUNTED: Cell<u64> = const { Cell::new(0) };
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// Counts a request to the allocator if it comes from the thread that is watched.
+fn note() {
+    if WATCHED.get() {
+        COUNTED.set(COUNTED.get() + 1);
+    }
+}
+
+// SAFETY: every request is passed on as it is to the system's allocator, which keeps the contract; the counters are
+// thread-locals without initialisers or destructors, so counting does not allocate.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: the caller keeps the contract, which is the same.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        note();
+        // SAFETY: as in `alloc`; the pointer came from there.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+
+    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
+        note();
+        // SAFETY: as in `alloc`.
+        unsafe { System.alloc_zeroed(layout) }
+    }
+
+    unsafe fn realloc(&self, pointer: *mut u8, layout: Layout, size: usize) -> *mut u8 {
+        note();
+        // SAFETY: as in `dealloc`.
+        unsafe { System.realloc(pointer, layout, size) }
+    }
+}
+
+/// How often this thread asks the allocator for something, or gives something back, while it does this.
+fn allocations(work: impl FnOnce()) -> u64 {
+    let before = COUNTED.get();
+    WATCHED.set(true);
+    work();
+    WATCHED.set(false);
+    COUNTED.get() - before
+}
+
+/// From now on any system call of this thread but the one that ends the process kills the process.
+fn forbid_system_calls() {
+    let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
+        return exit_now(NO_FILTER);
+    };
+    let allowed = BTreeMap::from([(libc::SYS_exit_group, Vec::new())]);
+    let filter = SeccompFilter::new(
+        allowed,
+        SeccompAction::KillProcess,
+        SeccompAction::Allow,
+        arch,
+    );
+    let program: seccompiler::BpfProgram = filter
+        .and_then(|filter| filter.try_into())
+        .expect("one rule without conditions");
+    if let Err(error) = seccompiler::apply_filter(&program) {
+        eprintln!("no filter: {error}");
+        exit_now(NO_FILTER);
+    }
+    // Dropping what is not needed any more might give memory back to the kernel.
+    std::mem::forget(program);
+}
+
+/// What each side has handled.
+#[derive(Default)]
+struct Handled {
+    calls: u64,
+    messages: u64,
+}
+
+fn handlers() -> Handlers<Handled> {
+    Handlers::new()
+        .on(ECHO, |handled: &mut Handled, message, reply| {
+            handled.calls += 1;
+            reply.send(message.bytes());
+        })
+        .on(COUNT, |handled, message, _| {
+            handled.messages += u64::from(!message.bytes().ends_with(b"not this"));
+        })
+        .on(TRESPASS, |_, _, _| {
+            rustix::process::getppid();
+        })
+}
+
+fn builder() -> tightbeam::Builder<Handled> {
+    let builder = Endpoint::builder().state(Handled::default());
+    builder
+        .handlers(handlers())
+        .wait(Wait::Spin)
+        .deadline(PATIENCE)
+}
+
+/// The server's side: answers calls until the first one-way message, then streams as much as it gets.
+fn serve(server: &mut Endpoint<Handled>, calls: u64) {
+    while server.state().calls < calls {
+        server.poll_for(64, PATIENCE);
+    }
+    stream(server);
+}
+
+/// The client's side.
+fn call(client: &mut Endpoint<Handled>, calls: u64) {
+    let mut payload = [0x5a; PAYLOAD_BYTES];
+    for n in 0..calls {
+        payload[..8].copy_from_slice(&n.to_ne_bytes());
+        let payload = &payload[..8 + (n % 49) as usize];
+        let answer = client.call(ECHO, payload);
+        assert_eq!(answer, Ok(payload));
+    }
+    stream(client);
+}
+
+/// Both sides send to each other, faster than they handle: rings fill, and sending waits.
+fn stream(endpoint: &mut Endpoint<Handled>) {
+    let payload = [0xa5; MAX_MESSAGE];
+    for n in 0..STREAM {
+        let payload = &payload[..n as usize % (MAX_MESSAGE + 1)];
+        assert_eq!(endpoint.send(COUNT, payload), Ok(()));
+    }
+    while endpoint.state().messages < STREAM {
+        endpoint.poll_for(64, PATIENCE);
+    }
+}
+
+fn listening(address: &str) -> Endpoint<Handled> {
+    let mut server = builder().listen(address).expect("a free path");
+    opened(&mut server);
+    server
+}
+
+fn connected(address: &str) -> Endpoint<Handled> {
+    patiently(|| builder().connect(address).ok())
+}
+
+/// Does its part, says so, and stays there until the other side has done its own: an end of the peer is no data path.
+fn part(ledger: &Ledger, mine: usize, theirs: usize, work: impl FnOnce()) {
+    work();
+    ledger.write(mine, 1);
+    while ledger.read(theirs) == 0 {
+        std::hint::spin_loop();
+    }
+}
+
+/// Runs what a child is asked to be; in the test runner it does nothing.
+#[test]
+fn child_role() {
+    let Some((role, address)) = role() else {
+        return;
+    };
+    let ledger = Ledger::of(&address);
+    match role.as_str() {
+        "serve filtered" => {
+            let mut server = listening(&address);
+            forbid_system_calls();
+            part(&ledger, SERVED, CALLED, || {
+                serve(&mut server, FILTERED_CALLS)
+            });
+            exit_now(0);
+        }
+        "call filtered" => {
+            let mut client = connected(&address);
+            forbid_system_calls();
+            part(&ledger, CALLED, SERVED, || {
+                call(&mut client, FILTERED_CALLS)
+            });
+            exit_now(0);
+        }
+        // Its peer has it make a system call inside a handler, after calls that went well.
+        "serve filtered until trespass" => {
+            let mut server = listening(&address);
+            forbid_system_calls();
+            loop {
+                server.poll_for(64, PATIENCE);
+            }
+        }
+        "serve counted" => {
+            let mut server = listening(&address);
+            let counted = allocations(|| {
+                part(&ledger, SERVED, CALLED, || {
+                    serve(&mut server, COUNTED_CALLS)
+                });
+            });
+            assert_eq!(counted, 0, "the server allocates");
+        }
+        "call counted" => {
+            let mut client = connected(&address);
+            let counted = allocations(|| {
+                part(&ledger, CALLED, SERVED, || {
+                    call(&mut client, COUNTED_CALLS)
+                });
+            });
+            assert_eq!(counted, 0, "the client allocates");
+        }
+        other => panic!("no such role: {other}"),
+    }
+}
+
+fn filters_work(code: Option<i32>) -> bool {
+    if code == Some(NO_FILTER) {
+        println!("skipped: this machine lets no seccomp filter be installed");
+    }
+    code != Some(NO_FILTER)
+}
+
+/// A million round trips and a stream in both directions under the filter.
+#[test]
+fn no_system_calls_between_open_and_close() {
+    let scratch = Scratch::new("filtered");
+    let server = Peer::start("serve filtered", &scratch.address());
+    let client = Peer::start("call filtered", &scratch.address());
+    let client = client.status();
+    if filters_work(client.code()) {
+        assert_eq!(client.code(), Some(0), "the client: {client}");
+        let server = server.status();
+        assert_eq!(server.code(), Some(0), "the server: {server}");
+    }
+}
+
+/// The filter kills who makes a system call, so that the test above can fail.
+#[test]
+fn a_system_call_under_the_filter_is_fatal() {
+    let scratch = Scratch::new("trespass");
+    let server = Peer::start("serve filtered until trespass", &scratch.address());
+    let mut client = connected(&scratch.address());
+    for _ in 0..1000 {
+        if let Err(error) = client.call(ECHO, b"well behaved") {
+            let status = server.status();
+            assert!(!filters_work(status.code()), "{error}; {status}");
+            return;
+        }
+    }
+    client.send(TRESPASS, b"").expect("room");
+    assert_eq!(server.killed_by(), Some(libc::SIGSYS));
+}
+
+#[test]
+fn no_allocations_between_open_and_close() {
+    let scratch = Scratch::new("counted");
+    let server = Peer::start("serve counted", &scratch.address());
+    let client = Peer::start("call counted", &scratch.address());
+    assert!(client.finish(), "the client");
+    assert!(server.finish(), "the server");
+}
+
+/// The allocator counts, so that the test above can fail.
+#[test]
+fn an_allocation_is_counted() {
+    let counted = allocations(|| drop(std::hint::black_box(Box::new(1))));
+    assert_eq!(counted, 2);
+    let mut list = Vec::with_capacity(1);
+    list.push(1u8);
+    assert_eq!(allocations(|| list.reserve(1 << 10)), 1);
+    assert_eq!(allocations(|| ()), 0);
+}
