@@ -1,15 +1,12 @@
-//! Wrong addresses, wrong peers, wrong limits: each gets an error that names what is wrong and what to do.
+//! Wrong addresses, wrong paths, wrong users, wrong limits: each gets an error that names what is wrong and what to do.
+//! Wrong peers are in `bad_peers.rs`.
 
 mod support;
 
-use rustix::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
-use std::time::{Duration, Instant};
-use support::{Peer, Scratch, next_event, patiently, role};
-use tightbeam::{AddressError, Endpoint, Event, Handlers, OpenError, PeerFault, Wait, Want};
-use tightbeam_segment::{Identity, Incarnation, LAYOUT_HASH, Layout, VERSION};
+use support::{Peer, Scratch, assert_says, patiently, role};
+use tightbeam::{AddressError, Endpoint, Handlers, OpenError, Want};
 use tightbeam_sys::control;
-use tightbeam_sys::memory::{MemoryOptions, OwnMemory, SharedWords};
 
 /// Nobody, who owns nothing here.
 const NOBODY: u32 = 65_534;
@@ -22,13 +19,6 @@ fn refusal(address: &str) -> OpenError {
     Endpoint::connect(address)
         .err()
         .expect("it must be refused")
-}
-
-fn assert_says(error: &OpenError, words: &[&str]) {
-    let text = error.to_string();
-    for word in words {
-        assert!(text.contains(word), "`{text}` does not say `{word}`");
-    }
 }
 
 /// Runs what a child is asked to be, after it has become nobody; in the test runner it does nothing.
@@ -121,21 +111,50 @@ fn as_nobody(role: &str, address: &str, server: Option<&mut Endpoint>) {
     assert!(status.success(), "{role}");
 }
 
+/// What both verbs say of an address or a path that neither can use.
+fn refusals(address: &str) -> [OpenError; 2] {
+    let listening = Endpoint::listen(address, Handlers::<()>::new());
+    [refusal(address), listening.err().expect("refused")]
+}
+
 #[test]
 fn an_address_that_is_none() {
-    let error = refusal("tcp:127.0.0.1:80");
-    assert!(
-        matches!(
+    for error in refusals("tcp:127.0.0.1:80") {
+        let is_it = matches!(
             error,
             OpenError::Address(AddressError::UnknownScheme { .. })
-        ),
-        "{error}"
-    );
-    assert_says(&error, &["tcp", "shm:PATH"]);
-    let error = refusal("/tmp/x.sock");
-    assert_says(&error, &["/tmp/x.sock", "shm:PATH"]);
-    let error = refusal(&format!("shm:/{}", "y".repeat(107)));
-    assert_says(&error, &["108 bytes", "107"]);
+        );
+        assert!(is_it, "{error}");
+        assert_says(&error, &["tcp", "shm:PATH"]);
+    }
+    for error in refusals("/tmp/x.sock") {
+        let is_it = matches!(error, OpenError::Address(AddressError::NoScheme { .. }));
+        assert!(is_it, "{error}");
+        assert_says(&error, &["/tmp/x.sock", "shm:PATH"]);
+    }
+    let long = format!("/{}", "y".repeat(107));
+    for error in refusals(&format!("shm:{long}")) {
+        let is_it = matches!(
+            error,
+            OpenError::Address(AddressError::PathTooLong { len: 108, .. })
+        );
+        assert!(is_it, "{error}");
+        assert_says(&error, &["108 bytes", "107", &long]);
+    }
+    for error in refusals("shm:") {
+        assert!(matches!(error, OpenError::Address(AddressError::NoPath)));
+        assert_says(&error, &["no path", "shm:/tmp/echo.sock"]);
+    }
+    for error in refusals("shm:/tmp/a\0b") {
+        assert!(matches!(error, OpenError::Address(AddressError::NulInPath)));
+        assert_says(&error, &["NUL"]);
+    }
+    // The longest path that fits works, without its last byte lost.
+    let scratch = Scratch::new("long");
+    let room = 107 - scratch.path("").as_os_str().len();
+    let longest = format!("shm:{}", scratch.path(&"z".repeat(room)).display());
+    let _server = listen(&longest);
+    Endpoint::connect(&longest).expect("it fits");
 }
 
 #[test]
@@ -145,16 +164,13 @@ fn paths_that_cannot_be_used() {
     assert!(matches!(error, OpenError::NobodyListens { .. }), "{error}");
     assert_says(&error, &["nobody listens", "sock", "start the server"]);
 
-    let error = refusal(&format!("shm:{}/sock", scratch.path("missing").display()));
-    assert!(matches!(error, OpenError::NoDirectory { .. }), "{error}");
+    for error in refusals(&format!("shm:{}/sock", scratch.path("missing").display())) {
+        assert!(matches!(error, OpenError::NoDirectory { .. }), "{error}");
+        assert_says(&error, &["directory", "missing/sock", "does not exist"]);
+    }
 
     std::fs::write(scratch.path("sock"), "a file").expect("write");
-    for error in [
-        refusal(&scratch.address()),
-        Endpoint::listen(&scratch.address(), Handlers::<()>::new())
-            .err()
-            .expect("refused"),
-    ] {
+    for error in refusals(&scratch.address()) {
         assert!(matches!(error, OpenError::NotASocket { .. }), "{error}");
         assert_says(&error, &["no socket", "sock"]);
     }
@@ -171,10 +187,22 @@ fn paths_that_cannot_be_used() {
     assert!(matches!(error, OpenError::InUse { .. }), "{error}");
     assert_says(&error, &["live listener", "sock"]);
 
-    let other = scratch.path("stream");
-    let _other = std::os::unix::net::UnixListener::bind(&other).expect("bind");
-    let error = refusal(&format!("shm:{}", other.display()));
+    let path = scratch.path("stream");
+    let other = std::os::unix::net::UnixListener::bind(&path).expect("bind");
+    let [error, listening] = refusals(&format!("shm:{}", path.display()));
     assert!(matches!(error, OpenError::NotTightbeam { .. }), "{error}");
+    assert_says(&error, &["does not speak Tightbeam", "stream"]);
+    assert!(matches!(listening, OpenError::InUse { .. }), "{listening}");
+    // Of whatever type, what a dead process left is nobody's.
+    drop(other);
+    let error = refusal(&format!("shm:{}", path.display()));
+    assert!(
+        matches!(
+            error,
+            OpenError::NobodyListens { .. } | OpenError::NotTightbeam { .. }
+        ),
+        "{error}"
+    );
 }
 
 #[test]
@@ -238,250 +266,4 @@ fn limits_are_named() {
         .expect("tried in vain, and reported");
     let channel = client.channels().next().expect("a channel");
     assert!(!client.memory(channel).expect("it lives").huge_pages);
-}
-
-/// The opening message, written by hand: see `runtime/endpoint/src/control/wire.rs`.
-fn opening(kind: u32, identity: Identity) -> Vec<u8> {
-    let mut bytes = b"tb-open\x9d".to_vec();
-    bytes.extend(kind.to_ne_bytes());
-    bytes.extend(identity.version.to_ne_bytes());
-    bytes.extend(identity.layout_hash.to_ne_bytes());
-    bytes.extend(identity.page_size.to_ne_bytes());
-    bytes.extend(identity.depth.to_ne_bytes());
-    bytes.extend(
-        identity
-            .incarnation
-            .0
-            .iter()
-            .flat_map(|word| word.to_ne_bytes()),
-    );
-    bytes.extend([0; 8]);
-    bytes
-}
-
-const HELLO: u32 = 1;
-const WELCOME: u32 = 2;
-const REFUSAL: u32 = 3;
-
-fn identity() -> Identity {
-    let layout = Layout::new(64).expect("a depth");
-    Identity::ours(
-        layout,
-        tightbeam_sys::memory::page_size() as u32,
-        Incarnation([3, 4]),
-    )
-}
-
-/// What is wrong with an identity, and the words with which that is told.
-fn misfits() -> [(Identity, &'static str, [String; 2]); 4] {
-    let page = identity().page_size;
-    [
-        (
-            Identity {
-                version: 77,
-                ..identity()
-            },
-            "version",
-            [VERSION.to_string(), "77".into()],
-        ),
-        (
-            Identity {
-                layout_hash: 0xabcd,
-                ..identity()
-            },
-            "layout",
-            [format!("{LAYOUT_HASH:#018x}"), "0x000000000000abcd".into()],
-        ),
-        (
-            Identity {
-                page_size: 65_536,
-                ..identity()
-            },
-            "page size",
-            [page.to_string(), "65536".into()],
-        ),
-        (
-            Identity {
-                depth: 7,
-                ..identity()
-            },
-            "depth",
-            ["7".into(), "depth".into()],
-        ),
-    ]
-}
-
-fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
-    let mut buffer = [0; 256];
-    let received = patiently(|| match control::receive(socket.as_fd(), &mut buffer) {
-        Err(tightbeam_sys::Errno::AGAIN) => None,
-        other => Some(other),
-    });
-    match received {
-        Ok(received) if received.bytes > 0 => Some(buffer[..received.bytes].to_vec()),
-        _ => None,
-    }
-}
-
-#[test]
-fn a_client_of_another_build_is_told_who_we_are() {
-    let scratch = Scratch::new("misfit");
-    let mut server = listen(&scratch.address());
-    let options = MemoryOptions::default();
-    for (theirs, what, _) in misfits() {
-        let memory = OwnMemory::create(1 << 16, &options).expect("memory");
-        let socket = control::connect(&scratch.path("sock")).expect("it listens");
-        control::send(socket.as_fd(), &opening(HELLO, theirs), Some(memory.fd())).expect("sent");
-        let answer = receive(&socket).unwrap_or_else(|| panic!("an answer to a wrong {what}"));
-        assert_eq!(answer[8..12], REFUSAL.to_ne_bytes(), "{what}");
-        assert_eq!(answer[12..16], VERSION.to_ne_bytes());
-        assert_eq!(answer[16..24], LAYOUT_HASH.to_ne_bytes());
-    }
-    server.poll(1);
-    assert!(server.next_event().is_none());
-}
-
-#[test]
-fn a_listener_of_another_build_is_named_in_the_error() {
-    for (theirs, what, words) in misfits() {
-        for kind in [WELCOME, REFUSAL] {
-            let scratch = Scratch::new("other");
-            let listener = control::listen(&scratch.path("sock")).expect("a free path");
-            let address = scratch.address();
-            let client = std::thread::spawn(move || refusal(&address));
-            let socket = patiently(|| control::accept(listener.as_fd()).ok());
-            receive(&socket).expect("a hello");
-            let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
-            let segment = (kind == WELCOME).then_some(memory.fd());
-            control::send(socket.as_fd(), &opening(kind, theirs), segment).expect("sent");
-            let error = client.join().expect("no panic");
-            assert!(matches!(error, OpenError::Mismatch(_)), "{what}: {error}");
-            assert_says(&error, &[what, &words[0], &words[1]]);
-        }
-    }
-}
-
-fn open_descriptors() -> usize {
-    std::fs::read_dir("/proc/self/fd").expect("proc").count()
-}
-
-/// Clients that say nothing, or garbage, or bring the wrong descriptors, get no channel and delay nobody.
-#[test]
-fn strange_clients() {
-    let scratch = Scratch::new("strange");
-    let builder = Endpoint::builder()
-        .open_within(Duration::from_millis(200))
-        .wait(Wait::Spin);
-    let mut server = builder.listen(&scratch.address()).expect("a free path");
-    let connect = || control::connect(&scratch.path("sock")).expect("it listens");
-    let send = |bytes: &[u8], descriptor: Option<&OwnedFd>| {
-        let socket = connect();
-        let descriptor = descriptor.map(|d| d.as_fd());
-        control::send(socket.as_fd(), bytes, descriptor).expect("sent");
-        socket
-    };
-    let words = SharedWords::create(1 << 12)
-        .expect("memory")
-        .fd()
-        .try_clone_to_owned();
-    let unsealed = words.expect("a descriptor");
-    let sealed = |bytes| {
-        let memory = OwnMemory::create(bytes, &MemoryOptions::default()).expect("memory");
-        memory.fd().try_clone_to_owned().expect("a descriptor")
-    };
-    let (pipe, _writer) = std::io::pipe().expect("a pipe");
-    let pipe = OwnedFd::from(pipe);
-    let hello = opening(HELLO, identity());
-    let before = open_descriptors();
-
-    let silent: Vec<OwnedFd> = (0..100).map(|_| connect()).collect();
-    // Somebody with manners gets through meanwhile.
-    let mut polite = Endpoint::connect(&scratch.address()).expect("not delayed");
-    assert!(matches!(next_event(&mut server), Event::Opened { .. }));
-    assert!(polite.try_send(1, b"hello").is_ok());
-    drop(silent);
-
-    for (bytes, descriptor) in [
-        (b"GET / HTTP/1.1\r\n".as_slice(), None),
-        (b"GET / HTTP/1.1\r\n", Some(&pipe)),
-        (&[0xff; 200], None),
-        (&hello[..40], Some(&sealed(1 << 16))),
-        (&hello, None),
-        (&opening(WELCOME, identity()), Some(&sealed(1 << 16))),
-    ] {
-        assert_eq!(
-            receive(&send(bytes, descriptor)),
-            None,
-            "hung up without an answer"
-        );
-    }
-    for descriptor in [&unsealed, &pipe, &sealed(4096)] {
-        let answer = receive(&send(&hello, Some(descriptor))).expect("a refusal");
-        assert_eq!(answer[8..12], REFUSAL.to_ne_bytes());
-    }
-    // A silent client is hung up on when its time is over.
-    let start = Instant::now();
-    assert_eq!(receive(&connect()), None);
-    assert!(
-        start.elapsed() >= Duration::from_millis(100),
-        "it was given time"
-    );
-
-    drop(polite);
-    assert!(matches!(next_event(&mut server), Event::Closed { .. }));
-    patiently(|| (open_descriptors() <= before).then_some(()));
-}
-
-/// After the opening nothing belongs on the control socket.
-#[test]
-fn a_client_that_talks_on_the_control_socket_is_at_fault() {
-    let scratch = Scratch::new("babble");
-    let mut server = listen(&scratch.address());
-    let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
-    let descriptor = memory.fd().try_clone_to_owned().expect("a descriptor");
-    let layout = Layout::new(64).expect("a depth");
-    let _formatted = layout.format(tightbeam_segment::OwnLines::new(memory), &identity());
-    let socket = control::connect(&scratch.path("sock")).expect("it listens");
-    let hello = opening(HELLO, identity());
-    control::send(socket.as_fd(), &hello, Some(descriptor.as_fd())).expect("sent");
-    assert!(matches!(next_event(&mut server), Event::Opened { .. }));
-    control::send(socket.as_fd(), b"and another thing", None).expect("sent");
-    let end = next_event(&mut server);
-    assert!(
-        matches!(
-            end,
-            Event::Faulted {
-                fault: PeerFault::Control,
-                ..
-            }
-        ),
-        "{end:?}"
-    );
-}
-
-/// A peer that hangs up, lives, and never closed the channel broke the rules; it is not dead.
-#[test]
-fn a_client_that_only_hangs_up_is_at_fault() {
-    let scratch = Scratch::new("hangup");
-    let mut server = listen(&scratch.address());
-    let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
-    let descriptor = memory.fd().try_clone_to_owned().expect("a descriptor");
-    let layout = Layout::new(64).expect("a depth");
-    let _formatted = layout.format(tightbeam_segment::OwnLines::new(memory), &identity());
-    let socket = control::connect(&scratch.path("sock")).expect("it listens");
-    let hello = opening(HELLO, identity());
-    control::send(socket.as_fd(), &hello, Some(descriptor.as_fd())).expect("sent");
-    assert!(matches!(next_event(&mut server), Event::Opened { .. }));
-    drop(socket);
-    let end = next_event(&mut server);
-    assert!(
-        matches!(
-            end,
-            Event::Faulted {
-                fault: PeerFault::HungUp,
-                ..
-            }
-        ),
-        "{end:?}"
-    );
 }

@@ -7,7 +7,10 @@ use seccompiler::{SeccompAction, SeccompFilter, TargetArch};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::collections::BTreeMap;
-use support::{Ledger, PATIENCE, Peer, Scratch, opened, patiently, role};
+use std::process::ExitStatus;
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+use support::{Ledger, Peer, Scratch, opened, patiently, role};
 use tightbeam::{Endpoint, Handlers, MAX_MESSAGE, PAYLOAD_BYTES, Wait};
 use tightbeam_sys::process::exit_now;
 
@@ -84,9 +87,7 @@ fn allocations(work: impl FnOnce()) -> u64 {
 
 /// From now on any system call of this thread but the one that ends the process kills the process.
 fn forbid_system_calls() {
-    let Ok(arch) = TargetArch::try_from(std::env::consts::ARCH) else {
-        return exit_now(NO_FILTER);
-    };
+    let arch = TargetArch::try_from(std::env::consts::ARCH).expect("x86-64 or AArch64");
     let allowed = BTreeMap::from([(libc::SYS_exit_group, Vec::new())]);
     let filter = SeccompFilter::new(
         allowed,
@@ -122,22 +123,19 @@ fn handlers() -> Handlers<Handled> {
             handled.messages += u64::from(!message.bytes().ends_with(b"not this"));
         })
         .on(TRESPASS, |_, _, _| {
-            rustix::process::getppid();
+            let _ = rustix::process::getppid();
         })
 }
 
 fn builder() -> tightbeam::Builder<Handled> {
     let builder = Endpoint::builder().state(Handled::default());
-    builder
-        .handlers(handlers())
-        .wait(Wait::Spin)
-        .deadline(PATIENCE)
+    builder.handlers(handlers()).wait(Wait::Spin).deadline(BUSY)
 }
 
 /// The server's side: answers calls until the first one-way message, then streams as much as it gets.
 fn serve(server: &mut Endpoint<Handled>, calls: u64) {
     while server.state().calls < calls {
-        server.poll_for(64, PATIENCE);
+        server.poll_for(64, BUSY);
     }
     stream(server);
 }
@@ -162,7 +160,7 @@ fn stream(endpoint: &mut Endpoint<Handled>) {
         assert_eq!(endpoint.send(COUNT, payload), Ok(()));
     }
     while endpoint.state().messages < STREAM {
-        endpoint.poll_for(64, PATIENCE);
+        endpoint.poll_for(64, BUSY);
     }
 }
 
@@ -214,7 +212,7 @@ fn child_role() {
             let mut server = listening(&address);
             forbid_system_calls();
             loop {
-                server.poll_for(64, PATIENCE);
+                server.poll_for(64, BUSY);
             }
         }
         "serve counted" => {
@@ -229,9 +227,7 @@ fn child_role() {
         "call counted" => {
             let mut client = connected(&address);
             let counted = allocations(|| {
-                part(&ledger, CALLED, SERVED, || {
-                    call(&mut client, COUNTED_CALLS)
-                });
+                part(&ledger, CALLED, SERVED, || call(&mut client, COUNTED_CALLS));
             });
             assert_eq!(counted, 0, "the client allocates");
         }
@@ -239,37 +235,78 @@ fn child_role() {
     }
 }
 
-fn filters_work(code: Option<i32>) -> bool {
-    if code == Some(NO_FILTER) {
+/// Two processes that spin need a CPU each, and these tests need them for themselves: one at a time.
+static CPUS: Mutex<()> = Mutex::new(());
+
+/// How long two spinning processes may take on a busy machine, on which each round trip may cost a time slice.
+const BUSY: Duration = Duration::from_secs(100);
+
+/// Runs both sides, and says how each ended; the one is not waited for once the other has failed.
+fn run(server: &str, client: &str, place: &str) -> [Option<ExitStatus>; 2] {
+    let mut peers = [server, client].map(|role| Peer::start(role, place));
+    let ledger = Ledger::of(place);
+    let deadline = Instant::now() + BUSY;
+    loop {
+        let ends = peers
+            .each_mut()
+            .map(|peer| peer.0.try_wait().expect("our own child"));
+        let failed = ends.iter().flatten().any(|end| !end.success());
+        if failed || ends.iter().all(Option::is_some) {
+            return ends;
+        }
+        assert!(
+            Instant::now() < deadline,
+            "server done: {}, client done: {}, ended: {ends:?}",
+            ledger.read(SERVED),
+            ledger.read(CALLED),
+        );
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Whether the machine can run this at all; says so if not.
+fn can_run(ends: &[Option<ExitStatus>]) -> bool {
+    let refused = ends.iter().flatten().any(|e| e.code() == Some(NO_FILTER));
+    if refused {
         println!("skipped: this machine lets no seccomp filter be installed");
     }
-    code != Some(NO_FILTER)
+    !refused
+}
+
+fn enough_cpus() -> bool {
+    let enough = tightbeam_sys::cpu::allowed().is_ok_and(|cpus| cpus.len() >= 2);
+    if !enough {
+        println!("skipped: two processes that spin need two CPUs");
+    }
+    enough
 }
 
 /// A million round trips and a stream in both directions under the filter.
 #[test]
 fn no_system_calls_between_open_and_close() {
+    let _alone = CPUS.lock();
     let scratch = Scratch::new("filtered");
-    let server = Peer::start("serve filtered", &scratch.address());
-    let client = Peer::start("call filtered", &scratch.address());
-    let client = client.status();
-    if filters_work(client.code()) {
-        assert_eq!(client.code(), Some(0), "the client: {client}");
-        let server = server.status();
-        assert_eq!(server.code(), Some(0), "the server: {server}");
+    if !enough_cpus() {
+        return;
+    }
+    let ends = run("serve filtered", "call filtered", &scratch.address());
+    if can_run(&ends) {
+        let codes = ends.map(|end| end.and_then(|e| e.code()));
+        assert_eq!(codes, [Some(0); 2], "server and client: {ends:?}");
     }
 }
 
 /// The filter kills who makes a system call, so that the test above can fail.
 #[test]
 fn a_system_call_under_the_filter_is_fatal() {
+    let _alone = CPUS.lock();
     let scratch = Scratch::new("trespass");
     let server = Peer::start("serve filtered until trespass", &scratch.address());
     let mut client = connected(&scratch.address());
     for _ in 0..1000 {
         if let Err(error) = client.call(ECHO, b"well behaved") {
             let status = server.status();
-            assert!(!filters_work(status.code()), "{error}; {status}");
+            assert!(!can_run(&[Some(status)]), "{error}; {status}");
             return;
         }
     }
@@ -279,11 +316,14 @@ fn a_system_call_under_the_filter_is_fatal() {
 
 #[test]
 fn no_allocations_between_open_and_close() {
+    let _alone = CPUS.lock();
     let scratch = Scratch::new("counted");
-    let server = Peer::start("serve counted", &scratch.address());
-    let client = Peer::start("call counted", &scratch.address());
-    assert!(client.finish(), "the client");
-    assert!(server.finish(), "the server");
+    if !enough_cpus() {
+        return;
+    }
+    let ends = run("serve counted", "call counted", &scratch.address());
+    let codes = ends.map(|end| end.and_then(|e| e.code()));
+    assert_eq!(codes, [Some(0); 2], "server and client: {ends:?}");
 }
 
 /// The allocator counts, so that the test above can fail.

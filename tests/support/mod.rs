@@ -16,7 +16,7 @@ use tightbeam_sys::memory::SharedWords;
 /// No wait in a test is longer.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A child that outlives its test runner ends itself after this long.
-const LIFETIME: Duration = Duration::from_secs(60);
+const LIFETIME: Duration = Duration::from_secs(120);
 /// Names the role of a child process and where it works.
 const ROLE: &str = "TIGHTBEAM_TEST_ROLE";
 const PLACE: &str = "TIGHTBEAM_TEST_PLACE";
@@ -188,4 +188,12 @@ pub(crate) fn next_event<S>(endpoint: &mut Endpoint<S>) -> Event {
 pub(crate) fn opened<S>(endpoint: &mut Endpoint<S>) {
     let event = next_event(endpoint);
     assert!(matches!(event, Event::Opened { .. }), "{event:?}");
+}
+
+/// An error must name what is wrong and what to do.
+pub(crate) fn assert_says(error: &dyn std::error::Error, words: &[&str]) {
+    let text = error.to_string();
+    for word in words {
+        assert!(text.contains(word), "`{text}` does not say `{word}`");
+    }
 }

@@ -83,7 +83,8 @@ impl<S> Endpoint<S> {
                 TrySendError::Full | TrySendError::TooManyCalls => {}
                 error => return Err(CallError::NotSent(error.into())),
             }
-            if self.poll(BUDGET) == 0 && !self.wait_once(&mut waiting) {
+            let handled = self.poll(BUDGET) > 0;
+            if !self.wait_unless(&mut waiting, handled) {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
             }
             let channel = self
@@ -120,7 +121,8 @@ impl<S> Endpoint<S> {
                 return Ok(answer);
             }
             // The other channels too; a reply that is found here is taken in the next round.
-            if self.poll(BUDGET) == 0 && !self.wait_once(waiting) {
+            let handled = self.poll(BUDGET) > 0;
+            if !self.wait_unless(waiting, handled) {
                 if let Some(channel) = self.channel(id) {
                     channel.awaited = None;
                 }

@@ -135,6 +135,7 @@ impl Channel {
         budget: usize,
         mut spins: u32,
     ) -> usize {
+        let settled = self.unsettled;
         self.settle();
         let mut handled = 0;
         while handled < budget {
@@ -164,8 +165,10 @@ impl Channel {
             self.port.consume();
             handled += 1;
         }
-        if handled > 0 {
+        if handled > 0 || settled {
             self.port.finish_drain();
+            // It may sleep until there is room.
+            wake_if_asleep(&self.port);
         }
         handled
     }

@@ -1,7 +1,7 @@
 //! The endpoint: channels, a handler table, the state that handlers work on.
 
 use crate::channel::{Channel, ChannelId, PeerIdentity};
-use crate::control::{self, Controller, Listener, Mailbox, OpenOptions};
+use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::wait::SpinBudget;
 use crate::{Address, Builder, Event, Handlers, OpenError, Stopper, Wait};
 use std::collections::VecDeque;
@@ -180,7 +180,16 @@ fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
 impl<S> Drop for Endpoint<S> {
     fn drop(&mut self) {
         for listener in self.listeners.drain(..) {
-            self.controller.unlisten(listener.id, self.mailbox.door());
+            let id = listener.id;
+            // The path goes first: as long as the socket answers, nobody else takes the path.
+            drop(listener);
+            self.controller.unlisten(id, self.mailbox.door());
+        }
+        // Clients that were admitted but not adopted yet.
+        while let Some(notice) = self.mailbox.take() {
+            if let Notice::Opened(opened) = notice {
+                opened.into_port(0).0.close();
+            }
         }
         for channel in self.channels.drain(..).flatten() {
             hang_up(&channel, self.controller, &self.mailbox);

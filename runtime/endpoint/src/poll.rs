@@ -63,14 +63,15 @@ impl<S> Endpoint<S> {
         }
         let mut waiting = Waiting::new(Duration::MAX);
         loop {
-            if self.poll_spinning(BUDGET, self.spins()) > 0 {
-                self.waited(&waiting);
-                waiting = Waiting::new(Duration::MAX);
-                continue;
-            }
+            let handled = self.poll_spinning(BUDGET, self.spins());
             if self.stopping {
                 self.stopping = false;
                 return Ok(());
+            }
+            if handled > 0 {
+                self.waited(&waiting);
+                waiting = Waiting::new(Duration::MAX);
+                continue;
             }
             if self.live == 0 && self.listeners.is_empty() && !self.mailbox.rang() {
                 return Ok(());

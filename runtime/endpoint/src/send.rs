@@ -80,10 +80,8 @@ impl<S> Endpoint<S> {
                     return other;
                 }
             }
-            if self.poll(BUDGET) > 0 {
-                continue;
-            }
-            if !self.wait_once(&mut waiting) {
+            let handled = self.poll(BUDGET) > 0;
+            if !self.wait_unless(&mut waiting, handled) {
                 return Err(SendError::DeadlineExceeded);
             }
         }

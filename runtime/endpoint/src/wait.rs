@@ -86,7 +86,13 @@ impl<S> Endpoint<S> {
     /// Looks at the clock, and sleeps if it is time to; `false` once the deadline is over. The caller polls before it.
     #[cold]
     pub(crate) fn wait_once(&mut self, waiting: &mut Waiting) -> bool {
-        waiting.looks += 1;
+        self.wait_unless(waiting, false)
+    }
+
+    /// As [`wait_once`](Self::wait_once), but only looks at the clock if something was handled: a peer that never stops
+    /// sending must not keep a deadline from passing.
+    #[cold]
+    pub(crate) fn wait_unless(&mut self, waiting: &mut Waiting, handled: bool) -> bool {
         let now = Instant::now();
         let deadline = *waiting
             .deadline
@@ -94,6 +100,10 @@ impl<S> Endpoint<S> {
         if now >= deadline {
             return false;
         }
+        if handled {
+            return true;
+        }
+        waiting.looks += 1;
         match self.shall_sleep(waiting.looks) {
             true => {
                 waiting.slept = true;

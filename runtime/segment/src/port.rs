@@ -16,7 +16,7 @@ use crate::lines::{OwnLines, PeerLines};
 use crate::receive::Receiver;
 use crate::scratch::Scratch;
 use crate::send::Sender;
-use crate::sync::AtomicU64;
+use crate::sync::{AtomicU64, compiler_barrier};
 use crate::{Counter, Counters, PeerFault};
 use core::cell::Cell;
 
@@ -158,6 +158,8 @@ impl Port {
     /// Whether the peer says that it sleeps. One load of a line that rarely changes; costs nothing while the peer is awake.
     #[inline(always)]
     pub fn peer_asleep(&self) -> bool {
+        // What was sent must not be stored after this load; a sleeper's `membarrier` sees to it on the CPU.
+        compiler_barrier();
         self.peer.head::<STATE_LINE>().load(STATE_ASLEEP) != 0
     }
 

@@ -12,8 +12,8 @@ use crate::sync::spin_loop;
 use crate::{Answer, Arrival, PeerFault};
 use core::cell::Cell;
 
-/// Lap tags are 1 to 255.
-const STOPPED: u16 = 0x8000;
+/// Equals the low 16 bits of no header at all; lap tags are 1 to 255.
+const STOPPED: u32 = 1 << 16;
 
 /// Private state of the receiving half.
 pub(crate) struct Receiver {
@@ -22,7 +22,7 @@ pub(crate) struct Receiver {
     /// At this slot there is something to decide: publish the cursor, or the peer went too far.
     bound: Cell<usize>,
     /// Its lap tag.
-    tag: Cell<u16>,
+    tag: Cell<u32>,
     /// `base + index` slots were consumed since the channel was opened.
     base: Cell<u64>,
     messages: Cell<u64>,
@@ -39,7 +39,7 @@ impl Receiver {
         Receiver {
             index: Cell::new(0),
             bound: Cell::new(quarter),
-            tag: Cell::new(u16::from(tag)),
+            tag: Cell::new(u32::from(tag)),
             base: Cell::new(start),
             messages: Cell::new(start),
             credit: Cell::new(credit_word(start)),
@@ -64,7 +64,7 @@ impl Receiver {
         self.credit.get()
     }
 
-    /// From now on each look finds the fault: an index inside the mapping, and a tag that no honest peer writes.
+    /// From now on each look finds the fault: an index inside the mapping, and a tag that nothing matches.
     pub(crate) fn stop(&self) {
         self.base.set(self.consumed());
         self.index.set(0);
@@ -76,7 +76,10 @@ impl Receiver {
         self.base.set(self.consumed());
         self.index.set(0);
         self.bound.set(self.quarter);
-        self.tag.set(u16::from(next_tag(self.tag.get() as u8)));
+        // A handler's reply may have found the peer at fault: then nothing starts again.
+        if self.tag.get() != STOPPED {
+            self.tag.set(u32::from(next_tag(self.tag.get() as u8)));
+        }
     }
 
     /// Goes on at another slot of the lap, past a marker that took one.
@@ -161,7 +164,9 @@ impl Port {
     pub fn plain(&mut self, seen: Glimpse) -> Option<u16> {
         let tag = self.rx.tag.get();
         let found = seen.0;
-        if found.0 as u16 == tag || (found.tag_and_kind() == tag && found.length_fits()) {
+        if u32::from(found.0 as u16) == tag
+            || (u32::from(found.tag_and_kind()) == tag && found.length_fits())
+        {
             PeerLine::acquire();
             self.header.set(found);
             return Some(found.target());
@@ -179,11 +184,12 @@ impl Port {
     /// more while there is nothing at all.
     #[inline(always)]
     pub fn reply_within(&mut self, call: u16, spins: u32) -> bool {
-        const REPLY: u16 = (Kind::Reply as u16) << 8;
+        const REPLY: u32 = (Kind::Reply as u32) << 8;
         let tag = self.rx.tag.get();
         let found = self.spin(tag, spins);
-        let is_it =
-            found.tag_and_kind() == tag | REPLY && found.target() == call && found.length_fits();
+        let is_it = u32::from(found.tag_and_kind()) == tag | REPLY
+            && found.target() == call
+            && found.length_fits();
         if is_it {
             PeerLine::acquire();
             self.header.set(found);
@@ -193,7 +199,7 @@ impl Port {
 
     /// Looks at the head of the ring until something is there, at most `spins` times more; what was seen last.
     #[inline(always)]
-    fn spin(&self, tag: u16, mut spins: u32) -> Descriptor {
+    fn spin(&self, tag: u32, mut spins: u32) -> Descriptor {
         let line = self.peer.line(RING_LINE + self.rx.index.get());
         loop {
             let found = Descriptor(line.load(0));

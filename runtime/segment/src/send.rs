@@ -301,7 +301,7 @@ impl Port {
         let header = self.header.get();
         let drained = header.credit() == before & CREDIT_MASK
             && !reached(tx.stale_until.get(), self.messages_seen())
-            && self.layout.depth() >= 2 * HOT_SLOTS
+            && self.layout.depth() >= 4 * HOT_SLOTS
             && !tx.stopped.get();
         if !drained {
             return self.plan_slowly(sent, slots);

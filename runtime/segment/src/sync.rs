@@ -7,6 +7,14 @@ pub use core::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(loom)]
 pub use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
+/// Keeps the compiler from moving loads before it ahead of stores; the CPU is another matter (`membarrier`).
+#[inline(always)]
+pub fn compiler_barrier() {
+    // SeqCst: for the compiler only; pairs with the `membarrier` of a peer that goes to sleep.
+    #[cfg(not(loom))]
+    core::sync::atomic::compiler_fence(Ordering::SeqCst);
+}
+
 /// Tells the CPU that this is a spin loop; under loom, lets the other threads run.
 #[inline(always)]
 pub fn spin_loop() {

@@ -106,7 +106,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
 /// Who is on the other side of a connection, as the kernel vouched when it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Credentials {
-    /// Process id, for logs only: ids are reused.
+    /// Process id, for logs only: ids are reused; 0 if the peer is of a process namespace that we do not see.
     pub pid: i32,
     /// Effective user id.
     pub uid: u32,
@@ -115,13 +115,37 @@ pub struct Credentials {
 }
 
 /// The peer's credentials (`SO_PEERCRED`).
+///
+/// Called directly: a process id of 0 (a peer of another process namespace) is no value of `rustix`'s type.
 pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, Errno> {
-    let cred = rustix::net::sockopt::socket_peercred(socket)?;
-    Ok(Credentials {
-        pid: cred.pid.as_raw_nonzero().get(),
-        uid: cred.uid.as_raw(),
-        gid: cred.gid.as_raw(),
-    })
+    let mut cred = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: bounds: `len` is the size of `cred`, and both live on this stack during the call.
+    let failed = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut cred).cast(),
+            &raw mut len,
+        )
+    };
+    match failed {
+        0 => Ok(Credentials {
+            pid: cred.pid,
+            uid: cred.uid,
+            gid: cred.gid,
+        }),
+        _ => Err(last_error()),
+    }
+}
+
+fn last_error() -> Errno {
+    Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
 /// My effective user id.
@@ -151,8 +175,7 @@ pub fn peer_pidfd(socket: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
         )
     };
     if failed != 0 {
-        let errno = std::io::Error::last_os_error();
-        return Err(Errno::from_io_error(&errno).unwrap_or(Errno::INVAL));
+        return Err(last_error());
     }
     // SAFETY: lifetime: the call succeeded, so `fd` is a new descriptor that nobody else owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })

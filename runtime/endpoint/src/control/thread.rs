@@ -13,7 +13,7 @@ use super::wire::{BYTES, Opening, Refusal};
 use super::{Half, OpenOptions, Opened};
 use crate::OpenError;
 use std::collections::HashMap;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -167,6 +167,17 @@ enum Item {
     },
 }
 
+impl Item {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Item::Listener { socket, .. }
+            | Item::Opening { socket, .. }
+            | Item::Channel { socket, .. } => socket.as_fd(),
+            Item::Process { pidfd, .. } => pidfd.as_fd(),
+        }
+    }
+}
+
 impl Thread {
     fn run(mut self) {
         loop {
@@ -191,14 +202,8 @@ impl Thread {
     fn insert(&mut self, item: Item) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        let descriptor = match &item {
-            Item::Listener { socket, .. }
-            | Item::Opening { socket, .. }
-            | Item::Channel { socket, .. } => socket.as_fd(),
-            Item::Process { pidfd, .. } => pidfd.as_fd(),
-        };
         // Fails only for want of kernel memory; then a hang-up shows late: at the deadline, or by the pidfd.
-        let _ = self.watcher.add(descriptor, token);
+        let _ = self.watcher.add(item.descriptor(), token);
         self.items.insert(token, item);
         token
     }
@@ -220,12 +225,12 @@ impl Thread {
                 });
             }
             Command::Unlisten { id, door: of, done } => {
-                self.items.retain(|_, item| match item {
+                self.drop_items(|item| match item {
                     Item::Listener {
                         id: other, door, ..
-                    } => *other != id || !door.same(&of),
-                    Item::Opening { listener, door, .. } => *listener != id || !door.same(&of),
-                    _ => true,
+                    } => *other == id && door.same(&of),
+                    Item::Opening { listener, door, .. } => *listener == id && door.same(&of),
+                    _ => false,
                 });
                 // The endpoint may have been dropped meanwhile.
                 let _ = done.send(());
@@ -257,10 +262,10 @@ impl Thread {
         });
         let Some(token) = found else { return };
         if let Some(Item::Channel { socket, .. }) = self.items.remove(&token) {
+            self.watcher.remove(socket.as_fd());
             control::shut(socket.as_fd());
         }
-        self.items
-            .retain(|_, item| !matches!(item, Item::Process { channel, .. } if *channel == token));
+        self.drop_items(|item| matches!(item, Item::Process { channel, .. } if *channel == token));
     }
 
     fn handle(&mut self, event: Ready) {
@@ -293,9 +298,10 @@ impl Thread {
     }
 
     fn exited(&mut self, token: u64) {
-        let Some(Item::Process { channel, .. }) = self.items.remove(&token) else {
+        let Some(Item::Process { channel, pidfd }) = self.items.remove(&token) else {
             return;
         };
+        self.watcher.remove(pidfd.as_fd());
         if let Some(Item::Channel {
             label, door, ended, ..
         }) = self.items.get_mut(&channel)
@@ -386,10 +392,23 @@ impl Thread {
         self.items.values().filter_map(deadline).min()
     }
 
+    /// Drops what matches. Each is taken from the watcher first: closing alone does not do that while a fork of this process
+    /// holds a duplicate, and what is ready for ever would keep this thread awake.
+    fn drop_items(&mut self, matches: impl Fn(&Item) -> bool) {
+        let watcher = &self.watcher;
+        self.items.retain(|_, item| {
+            let dropped = matches(item);
+            if dropped {
+                watcher.remove(item.descriptor());
+            }
+            !dropped
+        });
+    }
+
     fn expire(&mut self, now: Instant) {
+        self.drop_items(|item| matches!(item, Item::Opening { deadline, .. } if *deadline <= now));
         let watcher = &self.watcher;
         self.items.retain(|&token, item| match item {
-            Item::Opening { deadline, .. } => *deadline > now,
             Item::Listener {
                 socket,
                 resting_until,
@@ -429,24 +448,21 @@ fn admit(
     socket: OwnedFd,
     options: &OpenOptions,
 ) -> Option<Opened> {
-    let half = match Half::create(options) {
-        Ok(half) => half,
-        Err(_) => {
-            let layout = options.layout;
-            let page = tightbeam_sys::memory::page_size() as u32;
-            let nobody = tightbeam_segment::Incarnation([0; 2]);
-            let ours = tightbeam_segment::Identity::ours(layout, page, nobody);
-            refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
-            return None;
-        }
-    };
-    let ours = half.identity;
+    let page = tightbeam_sys::memory::page_size() as u32;
+    let nobody = tightbeam_segment::Incarnation([0; 2]);
+    let ours = tightbeam_segment::Identity::ours(options.layout, page, nobody);
+    // Before anything is spent on it.
     let admitted =
         control::credentials(socket.as_fd()).is_ok_and(|credentials| (options.admit)(&credentials));
     if !admitted {
         refuse(&socket, Opening::Refusal(ours, Refusal::NotAdmitted));
         return None;
     }
+    let Ok(half) = Half::create(options) else {
+        refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
+        return None;
+    };
+    let ours = half.identity;
     if sharing != options.memory.sharing {
         refuse(&socket, Opening::Refusal(ours, Refusal::Sharing));
         return None;
