@@ -537,3 +537,29 @@ fn a_channel_takes_little_memory() {
         assert!(bytes <= most, "depth {depth}: {bytes} bytes");
     }
 }
+
+/// A peer that sends without end keeps no deadline from passing.
+#[test]
+fn a_flood_keeps_no_deadline_from_passing() {
+    let scratch = Scratch::new("flood");
+    let mut mute = server(&scratch.address());
+    let address = scratch.address();
+    let client = std::thread::spawn(move || {
+        let builder = Endpoint::builder()
+            .state(Seen::default())
+            .handlers(handlers());
+        let mut client = builder.connect(&address).expect("open");
+        let channel = client.channels().next().expect("a channel");
+        let answer = client.call_to(channel, ECHO, b"?", Duration::from_millis(100));
+        let outcome = answer.map(<[u8]>::to_vec);
+        (outcome, client.state().messages)
+    });
+    opened(&mut mute);
+    // It never polls again, so it answers nothing.
+    while !client.is_finished() {
+        let _ = mute.try_send(COUNT, b"flood");
+    }
+    let (outcome, handled) = client.join().expect("no panic");
+    assert_eq!(outcome, Err(CallError::DeadlineExceeded));
+    assert!(handled > 0, "the flood was handled meanwhile");
+}
