@@ -550,6 +550,11 @@ fn a_flood_keeps_no_deadline_from_passing() {
             .handlers(handlers());
         let mut client = builder.connect(&address).expect("open");
         let channel = client.channels().next().expect("a channel");
+        // Once the flood runs, the other side polls no more.
+        patiently(|| {
+            client.poll(16);
+            (client.state().messages > 0).then_some(())
+        });
         let answer = client.call_to(channel, ECHO, b"?", Duration::from_millis(100));
         let outcome = answer.map(<[u8]>::to_vec);
         (outcome, client.state().messages)
