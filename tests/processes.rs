@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 use support::{Ledger, PATIENCE, Peer, Scratch, connect, next_event, opened, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_MESSAGE, Message, Reply,
-    SendError, TypedMessage, TypedReply, Wait,
+    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_MESSAGE, Message,
+    PAYLOAD_BYTES, Reply, SendError, TypedMessage, TypedReply, Wait,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -57,9 +57,11 @@ fn count(seen: &mut Seen, message: Message<'_>, _reply: Reply<'_>) {
     seen.torn += u64::from(!PATTERNS.iter().any(|p| *bytes == p[..bytes.len()]));
 }
 
-/// As [`count`], but what it sends first tells the sender that the message has been consumed; only then is it read.
+/// As [`count`], but what it sends first tells the sender that the message has been consumed, and gives it time to make
+/// use of the slots; only then is it read.
 fn count_late(seen: &mut Seen, message: Message<'_>, reply: Reply<'_>) {
     let _ = reply.try_send(NOTE, b"");
+    (0..1000).for_each(|_| std::hint::spin_loop());
     count(seen, message, reply);
 }
 
@@ -142,10 +144,24 @@ fn stream_patterns(address: &str, handler: u16, depth: usize) {
     let end = Instant::now() + DURATION;
     let mut sent = 0;
     while sent < MOST && (sent % 256 != 0 || Instant::now() < end) {
-        let payload = &PATTERNS[sent % 2][..SIZES[sent % SIZES.len()]];
+        let len = match handler {
+            // Shorter and shorter, so that one fits where a longer one was.
+            COUNT_LATE => MAX_MESSAGE - PAYLOAD_BYTES * (sent / 2 % 12),
+            _ => SIZES[sent % SIZES.len()],
+        };
+        // Those that are two apart differ, because they may lie in the same slots.
+        let payload = &PATTERNS[(sent ^ sent >> 1) & 1][..len];
         client.send(handler, payload).expect("room");
         client.poll(4);
         sent += 1;
+        // Of two messages into a ring that has drained, the second starts over at its first slot, where the one before the
+        // two lies that is being handled.
+        if handler == COUNT_LATE && sent % 2 == 0 {
+            patiently(|| {
+                client.poll(4);
+                (*client.state() == sent as u64).then_some(())
+            });
+        }
     }
     Ledger::of(address).write(0, sent as u64);
 }
