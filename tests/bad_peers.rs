@@ -8,16 +8,16 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use support::opening::{
-    HELLO, REFUSAL, WELCOME, greet, identity, misfits, opening, receive, sealed, segment, send,
-    unsealed,
+    HELLO, READY, REFUSAL, WELCOME, get_ready, greet, identity, map_next, misfits, opening,
+    receive, receive_all, sealed, segment, send, unsealed,
 };
 use support::{PATIENCE, Scratch, assert_says, next_event, opened, patiently};
 use tightbeam::{
-    CallError, Endpoint, Event, Handlers, Mismatch, OpenError, PeerFault, PeerMemoryError,
+    CallError, Counter, Endpoint, Event, Handlers, Mismatch, OpenError, PeerFault, PeerMemoryError,
 };
 use tightbeam_segment::{Identity, Incarnation, LAYOUT_HASH, VERSION};
 use tightbeam_sys::control;
-use tightbeam_sys::memory::SharedWords;
+use tightbeam_sys::memory::{PeerMemory, SharedWords};
 
 const ECHO: u16 = 1;
 
@@ -55,6 +55,12 @@ fn server(scratch: &Scratch, within: Duration) -> Endpoint {
 
 /// Somebody with manners: opens a channel, calls, and is answered.
 fn be_polite(scratch: &Scratch, server: &mut Endpoint) {
+    be_polite_beside(scratch, server);
+    assert_eq!(server.channels().next(), None, "nobody is left");
+}
+
+/// The same while there are others.
+fn be_polite_beside(scratch: &Scratch, server: &mut Endpoint) {
     let address = scratch.address();
     let client = std::thread::spawn(move || {
         let builder = Endpoint::builder().deadline(PATIENCE);
@@ -101,10 +107,9 @@ fn a_client_that_says_nothing() {
     // It may still make up its mind.
     let (_formatted, memory) = segment();
     send(&silent, &opening(HELLO, identity()), &[memory.as_fd()]);
-    let answer = receive(&silent).expect("a welcome");
-    assert_eq!(answer[8..12], WELCOME.to_ne_bytes());
+    let seen = get_ready(&silent);
     opened(&mut patient);
-    drop((silent, _formatted, memory));
+    drop((silent, seen, _formatted, memory));
     let end = next_event(&mut patient);
     assert!(matches!(end, Event::Faulted { .. }), "{end:?}");
     patiently(|| (open_descriptors() <= before).then_some(()));
@@ -183,24 +188,63 @@ fn clients_that_forget_their_manners_later() {
     let (_formatted, memory) = segment();
     let hello = opening(HELLO, identity());
     let babbler = greet(&scratch.path("sock"), &hello, &[memory.as_fd()]);
+    let _seen = get_ready(&babbler);
     opened(&mut server);
-    receive(&babbler).expect("a welcome");
     send(&babbler, b"and another thing", &[memory.as_fd()]);
     assert_faulted(&next_event(&mut server), PeerFault::Control);
     assert_eq!(receive(&babbler), None, "hung up on");
 
     // It hangs up, lives, and never closed the channel: it is not dead.
     let quitter = greet(&scratch.path("sock"), &hello, &[memory.as_fd()]);
+    let _seen = get_ready(&quitter);
     opened(&mut server);
     drop(quitter);
     assert_faulted(&next_event(&mut server), PeerFault::HungUp);
     be_polite(&scratch, &mut server);
 }
 
+/// Who does not put the last seals on a segment, or does not say that it is ready, has no channel.
+#[test]
+fn an_opening_that_is_not_finished() {
+    let _alone = alone();
+    let scratch = Scratch::new("unfinished");
+    let mut server = server(&scratch, PATIENCE);
+    let (_formatted, memory) = segment();
+    let hello = opening(HELLO, identity());
+    let ready = opening(READY, identity());
+    let greet = || greet(&scratch.path("sock"), &hello, &[memory.as_fd()]);
+
+    let unsealed = greet();
+    receive(&unsealed).expect("a welcome");
+    send(&unsealed, &ready, &[]);
+    assert_eq!(receive(&unsealed), None, "hung up on");
+    let twice = greet();
+    let _seen = map_next(&twice);
+    send(&twice, &hello, &[memory.as_fd()]);
+    assert_eq!(receive(&twice), None, "hung up on");
+    let hasty = greet_ready(&scratch, &ready);
+    assert_eq!(receive(&hasty), None, "hung up on");
+    let gone = greet();
+    drop((map_next(&gone), gone));
+    be_polite(&scratch, &mut server);
+    assert!(server.next_event().is_none(), "none of them had a channel");
+
+    // The other way round: the listener must have sealed the client's.
+    let (_formatted, own) = segment();
+    let error = refused(&opening(WELCOME, identity()), &[&own]);
+    assert_says(&error, &["has not sealed our segment"]);
+}
+
+/// Says that it is ready before it was welcomed.
+fn greet_ready(scratch: &Scratch, ready: &[u8]) -> OwnedFd {
+    greet(&scratch.path("sock"), ready, &[])
+}
+
 /// A client whose segment the test can write as it likes: every second line's first word, slot 0's header among them.
 struct Liar {
     words: SharedWords,
-    _socket: OwnedFd,
+    socket: OwnedFd,
+    seen: Option<PeerMemory>,
 }
 
 impl Liar {
@@ -208,6 +252,12 @@ impl Liar {
     const FIRST_HEADER: usize = 4;
 
     fn connect(scratch: &Scratch) -> Liar {
+        let mut liar = Liar::greet(scratch);
+        liar.seen = Some(get_ready(&liar.socket));
+        liar
+    }
+
+    fn greet(scratch: &Scratch) -> Liar {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = rustix::fs::memfd_create("liar", flags).expect("memory");
         let (own, honest) = (identity(), sealed_identity());
@@ -218,9 +268,11 @@ impl Liar {
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memory, seals).expect("sealed");
         let hello = opening(HELLO, own);
+        let socket = greet(&scratch.path("sock"), &hello, &[memory.as_fd()]);
         Liar {
             words,
-            _socket: greet(&scratch.path("sock"), &hello, &[memory.as_fd()]),
+            socket,
+            seen: None,
         }
     }
 
@@ -276,7 +328,47 @@ fn lies_in_the_ring_end_one_channel() {
     opened(&mut server);
     honest.say(1 | 8 << 16 | u64::from(ECHO) << 48);
     patiently(|| (server.poll(1) == 1).then_some(()));
-    be_polite(&scratch, &mut server);
+    be_polite_beside(&scratch, &mut server);
+}
+
+/// A reader may be able to write to the segment that it reads: that changes what it reads, and nothing that its owner does.
+#[test]
+fn a_reader_that_scribbles_hurts_itself_only() {
+    let _alone = alone();
+    const CALLS: u64 = 2_000;
+    let scratch = Scratch::new("scribbler");
+    let mut server = server(&scratch, PATIENCE);
+    let mut liar = Liar::greet(&scratch);
+    let (_, mut descriptors) = receive_all(&liar.socket).expect("a welcome");
+    let theirs = descriptors.pop().expect("a segment with it");
+    let lines = rustix::fs::fstat(&theirs).expect("a memfd").st_size as usize / 64;
+    // Mapped before the last seals, as the reader's own mapping is: every second line's first word.
+    let scribble = SharedWords::open(theirs.try_clone().expect("a descriptor"), lines / 2);
+    let scribble = scribble.expect("mapped");
+    liar.seen = Some(PeerMemory::map(theirs, 4096).expect("mapped"));
+    send(&liar.socket, &opening(READY, identity()), &[]);
+    opened(&mut server);
+    let channel = server.channels().next().expect("it is open");
+    // The random numbers of Marsaglia's xorshift; any would do.
+    let mut random = 88_172_645_463_325_252u64;
+    for call in 0..CALLS {
+        for word in 0..lines / 2 {
+            random ^= random << 13;
+            random ^= random >> 7;
+            random ^= random << 17;
+            let word = scribble.word(word);
+            word.store(random, std::sync::atomic::Ordering::Relaxed);
+        }
+        // One message of one slot each, in slot 0, the last of its lap; what was answered has been read.
+        let (tag, credit) = (call % 255 + 1, (call & 0xf_ffff) << 27);
+        liar.say(tag | 1 << 12 | 8 << 16 | credit | 1 << 47 | u64::from(ECHO) << 48);
+        patiently(|| (server.poll(1) == 1).then_some(()));
+    }
+    let counters = server.counters(channel).expect("still open");
+    assert_eq!(counters.get(Counter::Received), CALLS);
+    assert_eq!(counters.get(Counter::Sent), CALLS, "each was answered");
+    be_polite_beside(&scratch, &mut server);
+    assert_eq!(server.channels().next(), Some(channel));
 }
 
 /// Connects to a listener that is a test: it takes the hello, answers as told, and keeps the connection until the client
@@ -342,6 +434,7 @@ fn listeners_without_manners() {
                 &[&good],
                 "instead of an answer",
             ),
+            (&opening(READY, identity()), &[], "instead of an answer"),
             (
                 &opening(REFUSAL, identity()),
                 &[],
@@ -355,7 +448,7 @@ fn listeners_without_manners() {
         let (pipe, _writer) = std::io::pipe().expect("a pipe");
         let (unsealed, short, pipe) = (unsealed(), sealed(4096), OwnedFd::from(pipe));
         for (descriptor, says) in [
-            (&unsealed, ["lacks seals", "needed are 0x17"]),
+            (&unsealed, ["lacks seals", "needed are 0x6"]),
             (&short, ["4096 bytes", "12288 are needed"]),
             (&pipe, ["no memfd", "Invalid argument"]),
         ] {
@@ -397,7 +490,6 @@ fn refusals_give_their_reason() {
         (1u32, ["does not admit user", "its policy decides"]),
         (2, ["no memory or descriptors", "the listener"]),
         (3, ["cannot use our segment", "broke the rules"]),
-        (4, ["trusts its peer", "both must agree"]),
     ] {
         let mut refusal = opening(REFUSAL, identity());
         refusal[48..52].copy_from_slice(&reason.to_ne_bytes());
@@ -462,10 +554,10 @@ fn a_listener_that_talks_after_the_opening() {
     std::thread::scope(|scope| {
         let listening = scope.spawn(|| {
             let socket = patiently(|| control::accept(listener.as_fd()).ok());
-            receive(&socket).expect("a hello");
+            let seen = map_next(&socket);
             send(&socket, &opening(WELCOME, identity()), &[memory.as_fd()]);
             send(&socket, b"and another thing", &[]);
-            socket
+            (socket, seen)
         });
         let builder = Endpoint::builder().deadline(PATIENCE);
         let mut client = builder.connect(&scratch.address()).expect("a channel");

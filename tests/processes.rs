@@ -516,30 +516,6 @@ fn an_endpoint_may_call_itself() {
     assert!(matches!(next_event(&mut both), Event::Closed { .. }));
 }
 
-#[test]
-fn trusted_channels_work_and_both_sides_must_agree() {
-    let scratch = Scratch::new("trusted");
-    let address = scratch.address();
-    let builder = Endpoint::builder()
-        .state(Seen::default())
-        .handlers(handlers());
-    let mut server = builder.trusted(true).listen(&address).expect("a free path");
-    let stopper = server.stopper();
-    let client = std::thread::spawn(move || {
-        let refused = Endpoint::builder().connect(&address);
-        let refused = refused.err().map(|error| error.to_string());
-        let builder = Endpoint::builder().trusted(true).deadline(PATIENCE);
-        let mut client = builder.connect(&address).expect("both agree");
-        let echoed = client.call(ECHO, b"trusted").expect("an answer").to_vec();
-        stopper.stop();
-        (refused, echoed)
-    });
-    server.run().expect("it listens");
-    let (refused, echoed) = client.join().expect("no panic");
-    assert!(refused.expect("refused").contains("trusted"));
-    assert_eq!(echoed, b"trusted");
-}
-
 /// Both halves of a channel, by default and with a shallow ring.
 #[test]
 fn a_channel_takes_little_memory() {

@@ -9,11 +9,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use tightbeam_segment::{Formatted, Identity, Incarnation, LAYOUT_HASH, Layout, OwnLines, VERSION};
 use tightbeam_sys::control;
-use tightbeam_sys::memory::{MemoryOptions, OwnMemory, SharedWords};
+use tightbeam_sys::control::Received;
+use tightbeam_sys::memory::{MemoryOptions, OwnMemory, PeerMemory, SharedWords};
 
 pub(crate) const HELLO: u32 = 1;
 pub(crate) const WELCOME: u32 = 2;
 pub(crate) const REFUSAL: u32 = 3;
+pub(crate) const READY: u32 = 4;
 
 /// The most descriptors that a test sends at once.
 const MANY: usize = 20;
@@ -131,13 +133,34 @@ pub(crate) fn greet(path: &Path, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -
 
 /// The next message, or `None` if the other side has hung up.
 pub(crate) fn receive(socket: &OwnedFd) -> Option<Vec<u8>> {
+    receive_all(socket).map(|(bytes, _)| bytes)
+}
+
+/// The same with its descriptors.
+pub(crate) fn receive_all(socket: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     let mut buffer = [0; 256];
     let received = patiently(|| match control::receive(socket.as_fd(), &mut buffer) {
         Err(tightbeam_sys::Errno::AGAIN) => None,
         other => Some(other),
     });
     match received {
-        Ok(received) if received.bytes > 0 => Some(buffer[..received.bytes].to_vec()),
+        Ok(Received {
+            bytes, descriptors, ..
+        }) if bytes > 0 => Some((buffer[..bytes].to_vec(), descriptors)),
         _ => None,
     }
+}
+
+/// Maps the segment that comes with the next message, which puts the last seals on it.
+pub(crate) fn map_next(socket: &OwnedFd) -> PeerMemory {
+    let (_, mut descriptors) = receive_all(socket).expect("a message");
+    let segment = descriptors.pop().expect("a segment with it");
+    PeerMemory::map(segment, 4096).expect("mapped")
+}
+
+/// What a client does that has been welcomed.
+pub(crate) fn get_ready(socket: &OwnedFd) -> PeerMemory {
+    let memory = map_next(socket);
+    send(socket, &opening(READY, identity()), &[]);
+    memory
 }

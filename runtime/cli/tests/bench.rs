@@ -257,10 +257,7 @@ fn wrong_arguments_are_explained() {
             "there is no CPU 4095 for this process; it may run on: ",
         ),
         ("bench --cpus 0", "two CPU numbers are needed"),
-        (
-            "bench --paths smoke",
-            "possible values: shm, shm-trusted, futex",
-        ),
+        ("bench --paths smoke", "possible values: shm, futex"),
         ("bench --sizes 0", "from 1 to"),
         ("bench --wait nap", "possible values: spin, block"),
         ("bench --depth 7", "power of two"),

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::Layout;
 use tightbeam_sys::control::own_uid;
-use tightbeam_sys::memory::{MemoryOptions, Sharing, Want};
+use tightbeam_sys::memory::{MemoryOptions, Want};
 
 /// Ring depth in slots if nothing else is said.
 pub const DEFAULT_DEPTH: usize = 1024;
@@ -91,26 +91,11 @@ impl<S> Builder<S> {
 
     /// Whether segments shall be locked into RAM, and be in huge pages: neither by default. What they got is in
     /// [`Endpoint::memory`].
-    pub fn memory(mut self, lock: Want, huge_pages: Want) -> Self {
-        self.memory = MemoryOptions {
-            lock,
-            huge_pages,
-            ..self.memory
-        };
-        self
-    }
-
-    /// Lets both sides map both segments writable. Both must ask for it, or there is no channel. **Off by default.**
     ///
-    /// Without it the page tables see to it that a peer can only lie in its own words; with it a peer that is broken or
-    /// hostile can also overwrite ours, messages in flight among them. In exchange a message reaches its reader sooner on
-    /// processors that are slow to read through read-only mappings; `tightbeam bench` shows both, `shm` and `shm-trusted`.
-    pub fn trusted(mut self, trusted: bool) -> Self {
-        self.memory.sharing = if trusted {
-            Sharing::Trusted
-        } else {
-            Sharing::OneWriter
-        };
+    /// Huge pages make a small channel slower, not faster: the peer then maps them read-only, which on some processors
+    /// delays what it reads (see `tightbeam_sys::memory`).
+    pub fn memory(mut self, lock: Want, huge_pages: Want) -> Self {
+        self.memory = MemoryOptions { lock, huge_pages };
         self
     }
 

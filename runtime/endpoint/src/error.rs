@@ -107,11 +107,6 @@ pub enum OpenError {
         /// The listener's user id.
         uid: u32,
     },
-    /// One side was built with [`Builder::trusted`](crate::Builder::trusted), the other was not.
-    #[error(
-        "one side trusts its peer with writing (Builder::trusted), the other does not; both must agree"
-    )]
-    Sharing,
     /// The listener could not make its half of the channel.
     #[error("the listener has no memory or descriptors left for another channel")]
     ListenerExhausted,

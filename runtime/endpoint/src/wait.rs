@@ -164,6 +164,6 @@ fn watch(port: &Port) -> Watched<'_> {
     let word = port.peer_wake_word();
     Watched {
         word,
-        value: word.load(std::sync::atomic::Ordering::Relaxed),
+        value: word.load(),
     }
 }

@@ -1,7 +1,7 @@
 //! Memory that two processes touch at once: the rings of a Tightbeam channel.
 //!
 //! ```text
-//!        my segment (I write, the peer maps it read-only)          the peer's segment
+//!        my segment (I write, the peer reads)                      the peer's segment
 //!   +----------------------------------------------+      +---------------------------------+
 //!   | identity | credit cursor | state | send ring --------> read by the peer's Port         |
 //!   |          |               |       |           |      |                                 |
@@ -9,8 +9,9 @@
 //!   +----------------------------------------------+      +---------------------------------+
 //! ```
 //!
-//! A channel is two segments, one for each side. **Every word has one writer, the owner of the segment it lies in** (I3);
-//! the other side maps it read-only, so the page tables enforce it. Descends from U-Net's communication segments
+//! A channel is two segments, one for each side. **Every word has one writer, the owner of the segment it lies in** (I3), and
+//! one reader, the peer. The owner never reads it back ([`OwnLines`] has no load), so a peer that writes there too, which
+//! page tables need not prevent, changes only what it will itself read. Descends from U-Net's communication segments
 //! (von Eicken et al., 1995); the in-slot header that the receiver polls is what UCX's and FastForward's queues do.
 //!
 //! # What a peer can do
@@ -71,7 +72,7 @@ pub use layout::{
     LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MAX_SLOTS, MIN_DEPTH,
     PAYLOAD_BYTES, SLOT_BYTES, VERSION,
 };
-pub use lines::{Backing, LineCount, OwnLines, PeerLines};
+pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};
 pub use port::{Ended, Port};
 pub use receive::{Glimpse, Incoming};
 pub use send::TrySendError;

@@ -35,7 +35,7 @@ pub type LineCount = usize;
 ///
 /// The implementer promises, for as long as the value lives and even when it is moved:
 /// 1. `base()` is the same address at each call, aligned to 64 bytes;
-/// 2. `lines() * 64` bytes from it are mapped and readable, and also writable if the value is given to [`OwnLines::new`];
+/// 2. `lines() * 64` bytes from it are mapped and readable;
 /// 3. touching them raises no fault: the memory has been populated, and no other process can shrink it or punch holes;
 /// 4. nobody in this process reads or writes them but through atomics of 8 bytes.
 pub unsafe trait Backing {
@@ -44,6 +44,13 @@ pub unsafe trait Backing {
     /// How many whole lines the memory holds.
     fn lines(&self) -> LineCount;
 }
+
+/// Memory of ours that we write.
+///
+/// # Safety
+///
+/// As for [`Backing`], and the bytes are writable too.
+pub unsafe trait WritableBacking: Backing {}
 
 struct RawLines {
     base: NonNull<Line>,
@@ -101,12 +108,13 @@ fn outside(index: usize, count: usize) -> ! {
     panic!("line {index} of {count}: an index of our own went astray");
 }
 
-/// The lines of my segment: I am their only writer.
+/// The lines of my segment: I am the only writer that anybody relies on. There is no way to read them back, so whatever the
+/// peer does to its mapping of them changes nothing for me.
 pub struct OwnLines(RawLines);
 
 impl OwnLines {
     /// Takes memory that this process may write.
-    pub fn new(backing: impl Backing + Send + 'static) -> Self {
+    pub fn new(backing: impl WritableBacking + Send + 'static) -> Self {
         OwnLines(RawLines::new(Box::new(backing)))
     }
 
@@ -153,14 +161,8 @@ impl<'a> OwnLine<'a> {
         }
     }
 
-    /// Reads back what I wrote.
-    #[inline(always)]
-    pub(crate) fn load(self, word: usize) -> u64 {
-        self.0.0[word].load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn word(self, word: usize) -> &'a AtomicU64 {
-        &self.0.0[word]
+    pub(crate) fn address(self, word: usize) -> WordAddress<'a> {
+        WordAddress(&self.0.0[word])
     }
 }
 
@@ -168,7 +170,7 @@ impl<'a> OwnLine<'a> {
 pub struct PeerLines(RawLines);
 
 impl PeerLines {
-    /// Takes memory that the peer writes and this process has mapped, read-only if the peer is another process.
+    /// Takes memory that the peer writes and this process has mapped; nothing is ever stored to it.
     pub fn new(backing: impl Backing + Send + 'static) -> Self {
         PeerLines(RawLines::new(Box::new(backing)))
     }
@@ -224,7 +226,30 @@ impl<'a> PeerLine<'a> {
         value
     }
 
-    pub(crate) fn word(self, word: usize) -> &'a AtomicU64 {
-        &self.0.0[word]
+    pub(crate) fn address(self, word: usize) -> WordAddress<'a> {
+        WordAddress(&self.0.0[word])
+    }
+}
+
+/// Where a word lies that the kernel shall watch or wake.
+#[derive(Clone, Copy)]
+pub struct WordAddress<'a>(&'a AtomicU64);
+
+impl<'a> From<&'a AtomicU64> for WordAddress<'a> {
+    fn from(word: &'a AtomicU64) -> Self {
+        WordAddress(word)
+    }
+}
+
+impl WordAddress<'_> {
+    /// The address of its 8 bytes: mapped while this is borrowed, perhaps read-only.
+    pub fn as_ptr(self) -> *const u64 {
+        core::ptr::from_ref(self.0).cast()
+    }
+
+    /// What it says now; only to be compared.
+    pub fn load(self) -> u64 {
+        // Relaxed: the value says nothing about other words.
+        self.0.load(Ordering::Relaxed)
     }
 }

@@ -12,11 +12,11 @@ use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, Layout, MAX_CALLS, STATE_ASLEEP, STATE_CLOSED,
     STATE_LINE, STATE_WAKE,
 };
-use crate::lines::{OwnLines, PeerLines};
+use crate::lines::{OwnLines, PeerLines, WordAddress};
 use crate::receive::Receiver;
 use crate::scratch::Scratch;
 use crate::send::Sender;
-use crate::sync::{AtomicU64, compiler_barrier};
+use crate::sync::compiler_barrier;
 use crate::{Counter, Counters, PeerFault};
 use core::cell::Cell;
 
@@ -164,16 +164,17 @@ impl Port {
     }
 
     /// Changes the word that a sleeping peer waits on; the caller then makes the wake-up call on it.
-    pub fn bump_wake_word(&self) -> &AtomicU64 {
+    pub fn bump_wake_word(&self) -> WordAddress<'_> {
         self.counters.add(Counter::Wakes);
         let line = self.own.head::<STATE_LINE>();
-        line.publish(STATE_WAKE, line.load(STATE_WAKE).wrapping_add(1));
-        line.word(STATE_WAKE)
+        // Release: pairs with nothing by itself; a sleeper that sees the new value looks at the ring again.
+        line.publish(STATE_WAKE, self.counters.get(Counter::Wakes));
+        line.address(STATE_WAKE)
     }
 
     /// The word in the peer's segment that changes when the peer wakes us. Its value is only compared, never used.
-    pub fn peer_wake_word(&self) -> &AtomicU64 {
-        self.peer.head::<STATE_LINE>().word(STATE_WAKE)
+    pub fn peer_wake_word(&self) -> WordAddress<'_> {
+        self.peer.head::<STATE_LINE>().address(STATE_WAKE)
     }
 
     /// The number that the next message sent will have if it is a call.
@@ -286,12 +287,9 @@ mod tests {
         assert!(!left.peer_asleep());
         right.set_asleep(true);
         assert!(left.peer_asleep());
-        let before = right.peer_wake_word().load(crate::sync::Ordering::Relaxed);
+        let before = right.peer_wake_word().load();
         left.bump_wake_word();
-        assert_ne!(
-            right.peer_wake_word().load(crate::sync::Ordering::Relaxed),
-            before
-        );
+        assert_ne!(right.peer_wake_word().load(), before);
         assert_eq!(left.counters().get(Counter::Wakes), 1);
     }
 }

@@ -1,7 +1,7 @@
 //! Both ends of a channel in one process, without an operating system: for tests, models and benches of the rings alone.
 
 use crate::lines::Line;
-use crate::{Backing, Identity, Incarnation, Layout, OwnLines, PeerLines, Port};
+use crate::{Backing, Identity, Incarnation, Layout, OwnLines, PeerLines, Port, WritableBacking};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -15,7 +15,7 @@ struct HeapLines(Arc<[Line]>);
 
 // SAFETY:
 // 1. the slice lives in the Arc and is never moved; Line is aligned to 64 bytes;
-// 2. it has as many lines as it has elements, writable because they are atomics;
+// 2. it has as many lines as it has elements;
 // 3. heap memory does not fault;
 // 4. the elements are atomics, and nobody else has the Arc.
 unsafe impl Backing for HeapLines {
@@ -27,6 +27,9 @@ unsafe impl Backing for HeapLines {
         self.0.len()
     }
 }
+
+// SAFETY: bounds: all of the slice is on the heap, which is writable.
+unsafe impl WritableBacking for HeapLines {}
 
 /// Two ports joined back to back, as if freshly opened.
 pub fn pair(layout: Layout) -> (Port, Port) {

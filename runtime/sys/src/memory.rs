@@ -1,13 +1,25 @@
-//! Segments: sealed memfds, mapped for their owner to write and for the peer to read (D1).
+//! Segments: memfds that their owner makes, both sides map, and then nobody can change the shape of (D1).
 //!
 //! ```text
-//!   owner:  memfd_create -> ftruncate -> mmap read-write -> populate -> mlock? -> four seals -> fd to the peer
-//!   peer:   fd -> seals? -> size? -> mmap read-only -> populate
+//!   owner:  memfd_create -> ftruncate -> mmap -> populate -> mlock? -> seals SHRINK | GROW -> fd to the peer
+//!   peer:   fd -> seals? -> size? -> mmap -> seals FUTURE_WRITE | SEAL -> populate
+//!   owner:  all four seals? -> the channel is open
 //! ```
 //!
-//! The four seals (`SHRINK | GROW | FUTURE_WRITE | SEAL`) mean: nobody can truncate, punch holes or map it writable any
-//! more, the owner's older mapping alone still writes. A peer that could punch a hole in a huge-page segment would kill
-//! its reader by SIGBUS.
+//! The four seals mean: nobody can truncate, punch holes, write through a descriptor, or map it writable any more. What
+//! writes are two mappings, the owner's and that of the one process that reads.
+//!
+//! # Why the reader's mapping is writable
+//!
+//! A line that another CPU writes reaches its reader later through a read-only page than through a writable one: a round trip
+//! takes 1.35 to 1.6x instead of 1.0x of a bare cache line's on the build machine (AMD EPYC 9004), whatever else is the
+//! same: address, page age, populated or not, mapped so or made so by `mprotect`, private or shared.
+//!
+//! And it hurts nobody but the reader: a segment holds only what its owner writes for this one reader and *never reads back*
+//! (`OwnLines` has no load). A reader that writes there changes what it will itself read, and nothing else. Memory that
+//! others read too, or that its owner reads, must be sealed with all four seals before it is passed; then the reader maps it
+//! read-only. So does a segment in huge pages: a hole that a peer punches before the last seals would kill its owner by
+//! SIGBUS there, where small pages come back zeroed.
 
 use crate::Errno;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
@@ -16,39 +28,15 @@ use std::ffi::c_void;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
-use tightbeam_segment::Backing;
+use tightbeam_segment::{Backing, WritableBacking};
 
-/// The seals without which no memory of a peer is mapped.
-const SEALS: SealFlags = SealFlags::SHRINK
-    .union(SealFlags::GROW)
-    .union(SealFlags::FUTURE_WRITE)
-    .union(SealFlags::SEAL);
+/// What a segment is sealed with before it is passed on: its size stays.
+const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+/// What its reader adds once it has mapped it: no holes, no further writable mapping, no further seal.
+const LAST_SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SEAL);
+const ALL_SEALS: SealFlags = SIZE_SEALS.union(LAST_SEALS);
 
 const LINE: usize = 64;
-
-/// Whether the other process may map a segment writable too.
-///
-/// A line that is read through a read-only mapping reaches its reader later than through a writable one: 1.4 to 1.6x of a
-/// round trip over a bare cache line instead of 1.0x on the build machine (AMD EPYC 9004, two hardware threads), whatever
-/// else is the same: address, page age, populated or not, mapped so or made so by `mprotect`, private or shared.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Sharing {
-    /// Only its owner may: the page tables keep a peer from writing what is not its own.
-    #[default]
-    OneWriter,
-    /// Both may: nothing but good behaviour keeps the peer from it.
-    Trusted,
-}
-
-impl Sharing {
-    /// The seals that a segment must have. Those of a trusted one still keep it from being shrunk.
-    fn seals(self) -> SealFlags {
-        match self {
-            Sharing::OneWriter => SEALS,
-            Sharing::Trusted => SEALS.difference(SealFlags::FUTURE_WRITE),
-        }
-    }
-}
 
 /// How much something is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -69,8 +57,6 @@ pub struct MemoryOptions {
     pub lock: Want,
     /// Take it from the reserved huge pages (`MFD_HUGETLB`, the default huge page size).
     pub huge_pages: Want,
-    /// Who may map it writable.
-    pub sharing: Sharing,
 }
 
 /// What kind of memory a segment got.
@@ -82,6 +68,9 @@ pub struct MemoryReport {
     pub locked: bool,
     /// In huge pages.
     pub huge_pages: bool,
+    /// The peer's segment is mapped read-only, because it came with all seals (as one in huge pages does): what it says
+    /// arrives later.
+    pub peer_read_only: bool,
 }
 
 /// Why there is no segment. Each says what to do.
@@ -181,13 +170,15 @@ impl Mapping {
         }?;
         let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
         let mapping = Mapping { base, bytes };
-        let populate = match prot.contains(ProtFlags::WRITE) {
-            true => Advice::LinuxPopulateWrite,
-            false => Advice::LinuxPopulateRead,
-        };
-        mapping.advise(populate)?;
-        // A fork would otherwise share the owner's writable mapping.
+        // A fork would otherwise share a writable mapping.
         mapping.advise(Advice::LinuxDontFork)?;
+        Ok(mapping)
+    }
+
+    /// A mapping for reading and writing, with all its pages.
+    fn populated(fd: BorrowedFd<'_>, bytes: usize) -> Result<Mapping, Errno> {
+        let mapping = Mapping::new(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        mapping.advise(Advice::LinuxPopulateWrite)?;
         Ok(mapping)
     }
 
@@ -252,17 +243,17 @@ impl OwnMemory {
                 });
             }
         }
-        rustix::fs::fcntl_add_seals(&fd, options.sharing.seals()).map_err(|errno| {
-            MemoryError::System {
-                call: "seal",
-                bytes,
-                errno,
-            }
+        let seals = if huge_pages { ALL_SEALS } else { SIZE_SEALS };
+        rustix::fs::fcntl_add_seals(&fd, seals).map_err(|errno| MemoryError::System {
+            call: "seal",
+            bytes,
+            errno,
         })?;
         let report = MemoryReport {
             bytes: mapping.bytes,
             locked,
             huge_pages,
+            peer_read_only: false,
         };
         Ok(OwnMemory {
             mapping,
@@ -283,8 +274,7 @@ impl OwnMemory {
         let block = rustix::fs::fstat(&fd).map_err(|e| ("stat", e))?.st_blksize as usize;
         let bytes = bytes.next_multiple_of(block.max(1));
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(|e| ("size", e))?;
-        let mapping = Mapping::new(fd.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)
-            .map_err(|e| ("map and populate", e))?;
+        let mapping = Mapping::populated(fd.as_fd(), bytes).map_err(|e| ("map and populate", e))?;
         Ok((fd, mapping))
     }
 
@@ -293,7 +283,7 @@ impl OwnMemory {
         self.report
     }
 
-    /// The descriptor to pass to the peer, which can only read through it.
+    /// The descriptor to pass to the peer, and to ask [`is_sealed`] of afterwards.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
@@ -301,8 +291,9 @@ impl OwnMemory {
 
 // SAFETY:
 // 1. the mapping's address never changes, and mmap aligns it to a page;
-// 2. `bytes` are mapped readable and writable;
-// 3. all pages were populated, and the seals forbid shrinking and holes;
+// 2. `bytes` are mapped readable;
+// 3. all pages were populated, and the seals forbid shrinking. Holes can be punched until the peer has put the last seals on
+//    it, but not in huge pages, and where small pages were the kernel puts new ones, zeroed, without a fault that shows;
 // 4. the address is given to nobody else in this crate.
 unsafe impl Backing for OwnMemory {
     fn base(&self) -> NonNull<u8> {
@@ -314,24 +305,28 @@ unsafe impl Backing for OwnMemory {
     }
 }
 
-/// A peer's segment: checked, mapped read-only, populated.
+// SAFETY: bounds: all of the mapping is writable, for as long as it lives.
+unsafe impl WritableBacking for OwnMemory {}
+
+/// Whether the peer has put the last seals on a segment of mine, as it does once it has mapped it.
+pub fn is_sealed(segment: BorrowedFd<'_>) -> bool {
+    rustix::fs::fcntl_get_seals(segment).is_ok_and(|seals| seals.contains(ALL_SEALS))
+}
+
+/// A peer's segment: checked, mapped, sealed, populated.
 pub struct PeerMemory {
     mapping: Mapping,
+    read_only: bool,
 }
 
 impl PeerMemory {
-    /// Maps what a peer has passed, which must be a sealed memfd of at least `bytes`: read-only unless both sides trust each
-    /// other.
-    pub fn map(fd: OwnedFd, bytes: usize, sharing: Sharing) -> Result<PeerMemory, PeerMemoryError> {
+    /// Maps what a peer has passed, which must be a memfd of at least `bytes` whose size is sealed, and puts the last seals on
+    /// it. If they are there already it is mapped read-only.
+    pub fn map(fd: OwnedFd, bytes: usize) -> Result<PeerMemory, PeerMemoryError> {
         // Seals first: once they are there, the size cannot change any more.
         let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
-        let needed = sharing.seals();
-        if !seals.contains(needed) {
-            return Err(PeerMemoryError::Seals {
-                found: seals.bits(),
-                needed: needed.bits(),
-            });
-        }
+        let read_only = seals.contains(SealFlags::FUTURE_WRITE);
+        check_seals(seals, if read_only { ALL_SEALS } else { SIZE_SEALS })?;
         let stat = rustix::fs::fstat(&fd).map_err(PeerMemoryError::NotMemfd)?;
         let found = u64::try_from(stat.st_size).unwrap_or(0);
         if found < bytes as u64 {
@@ -342,19 +337,46 @@ impl PeerMemory {
         }
         let block = usize::try_from(stat.st_blksize).unwrap_or(0).max(1);
         let mapped = bytes.next_multiple_of(block);
-        let prot = match sharing {
-            Sharing::OneWriter => ProtFlags::READ,
-            Sharing::Trusted => ProtFlags::READ | ProtFlags::WRITE,
+        let prot = match read_only {
+            true => ProtFlags::READ,
+            false => ProtFlags::READ | ProtFlags::WRITE,
         };
         let mapping = Mapping::new(fd.as_fd(), mapped, prot).map_err(PeerMemoryError::Map)?;
-        Ok(PeerMemory { mapping })
+        if !read_only {
+            // A descriptor that its owner opened for reading only cannot be sealed; then the check says what is missing.
+            let _ = rustix::fs::fcntl_add_seals(&fd, LAST_SEALS);
+            let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
+            check_seals(seals, ALL_SEALS)?;
+        }
+        // Only now: a hole that was punched before the seals is filled here, or reported, and there can be no further one.
+        let populate = match read_only {
+            true => Advice::LinuxPopulateRead,
+            false => Advice::LinuxPopulateWrite,
+        };
+        mapping.advise(populate).map_err(PeerMemoryError::Map)?;
+        Ok(PeerMemory { mapping, read_only })
+    }
+
+    /// Whether it is mapped read-only: then what the peer writes arrives later.
+    pub fn is_read_only(&self) -> bool {
+        self.read_only
+    }
+}
+
+fn check_seals(found: SealFlags, needed: SealFlags) -> Result<(), PeerMemoryError> {
+    match found.contains(needed) {
+        true => Ok(()),
+        false => Err(PeerMemoryError::Seals {
+            found: found.bits(),
+            needed: needed.bits(),
+        }),
     }
 }
 
 // SAFETY:
 // 1. the mapping's address never changes, and mmap aligns it to a page;
-// 2. `bytes` are mapped readable; it is given to `PeerLines` only, which never writes;
-// 3. its size was checked after its seals, which forbid shrinking and holes, and all pages were populated;
+// 2. `bytes` are mapped readable;
+// 3. its size was checked after its seals, which forbid shrinking and holes, and then all pages were populated;
 // 4. the address is given to nobody else in this crate.
 unsafe impl Backing for PeerMemory {
     fn base(&self) -> NonNull<u8> {
@@ -391,7 +413,7 @@ impl SharedWords {
         if rustix::fs::fstat(&fd)?.st_size < bytes as i64 {
             return Err(Errno::INVAL.into());
         }
-        let mapping = Mapping::new(fd.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        let mapping = Mapping::populated(fd.as_fd(), bytes)?;
         Ok(SharedWords { mapping, fd, words })
     }
 
@@ -427,23 +449,55 @@ mod tests {
         memory.fd().try_clone_to_owned().unwrap()
     }
 
-    #[test]
-    fn a_segment_can_be_neither_changed_nor_resized_through_its_descriptor() {
-        let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
-        let fd = memory.fd();
-        assert_eq!(rustix::fs::ftruncate(fd, 4096), Err(Errno::PERM));
-        assert_eq!(rustix::fs::ftruncate(fd, 1 << 20), Err(Errno::PERM));
-        assert_eq!(rustix::io::pwrite(fd, b"x", 0), Err(Errno::PERM));
-        assert!(Mapping::new(fd, 4096, ProtFlags::READ | ProtFlags::WRITE).is_err());
+    /// What a hostile holder of the descriptor may try, and what the kernel says.
+    fn tries(fd: BorrowedFd<'_>) -> [Result<(), Errno>; 5] {
         let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
-        assert_eq!(rustix::fs::fallocate(fd, hole, 0, 4096), Err(Errno::PERM));
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        [
+            rustix::fs::ftruncate(fd, 4096),
+            rustix::fs::ftruncate(fd, 1 << 20),
+            rustix::fs::fallocate(fd, hole, 0, 4096),
+            rustix::io::pwrite(fd, b"x", 0).map(|_| ()),
+            Mapping::new(fd, 4096, both).map(|_| ()),
+        ]
     }
 
     #[test]
-    fn a_peer_maps_it_and_a_wrong_descriptor_is_refused() {
+    fn once_its_reader_has_mapped_it_nobody_can_change_it_through_its_descriptor() {
         let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
-        assert!(PeerMemory::map(duplicate(&memory), 8192, Sharing::OneWriter).is_ok());
-        let short = PeerMemory::map(duplicate(&memory), 8193, Sharing::OneWriter);
+        assert!(!is_sealed(memory.fd()));
+        let shape = &tries(memory.fd())[..2];
+        assert_eq!(shape, [Err(Errno::PERM); 2]);
+        let seen = PeerMemory::map(duplicate(&memory), 8192).unwrap();
+        assert!(is_sealed(memory.fd()) && !seen.is_read_only());
+        assert_eq!(tries(memory.fd()), [Err(Errno::PERM); 5]);
+        // Nor through a mapping: holes are refused there as well.
+        let address = seen.mapping.base.as_ptr();
+        // SAFETY: bounds: the range is the mapping's own; the kernel is expected to refuse.
+        let done = unsafe { libc::madvise(address, 4096, libc::MADV_REMOVE) };
+        assert_eq!(done, -1);
+        let refused = std::io::Error::last_os_error().raw_os_error();
+        assert_eq!(refused, Some(libc::EPERM));
+        // And a second reader only reads.
+        let second = PeerMemory::map(duplicate(&memory), 8192).unwrap();
+        assert!(second.is_read_only());
+    }
+
+    /// What its reader does before the last seals does no harm: the owner finds new pages where there were holes.
+    #[test]
+    fn a_hole_punched_before_the_last_seals_is_filled() {
+        let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
+        let words = SharedWords::open(duplicate(&memory), 64).unwrap();
+        words.word(1).store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(tries(memory.fd())[2], Ok(()));
+        assert_eq!(words.word(1).load(std::sync::atomic::Ordering::Relaxed), 0);
+        assert!(PeerMemory::map(duplicate(&memory), 8192).is_ok());
+    }
+
+    #[test]
+    fn a_wrong_descriptor_is_refused() {
+        let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
+        let short = PeerMemory::map(duplicate(&memory), 8193);
         assert!(matches!(
             short,
             Err(PeerMemoryError::Short {
@@ -452,30 +506,22 @@ mod tests {
             })
         ));
         let unsealed = SharedWords::create(1).unwrap();
-        let unsealed = PeerMemory::map(
-            unsealed.fd().try_clone_to_owned().unwrap(),
-            64,
-            Sharing::OneWriter,
-        );
+        let unsealed = PeerMemory::map(unsealed.fd().try_clone_to_owned().unwrap(), 64);
         assert!(matches!(unsealed, Err(PeerMemoryError::Seals { .. })));
         let (reader, _writer) = std::io::pipe().unwrap();
         assert!(matches!(
-            PeerMemory::map(reader.into(), 64, Sharing::OneWriter),
+            PeerMemory::map(reader.into(), 64),
             Err(PeerMemoryError::NotMemfd(_))
         ));
-    }
-
-    #[test]
-    fn a_trusted_segment_is_not_taken_for_one_with_one_writer() {
-        let options = MemoryOptions {
-            sharing: Sharing::Trusted,
-            ..MemoryOptions::default()
-        };
-        let memory = OwnMemory::create(8192, &options).unwrap();
-        assert_eq!(rustix::fs::ftruncate(memory.fd(), 4096), Err(Errno::PERM));
-        assert!(PeerMemory::map(duplicate(&memory), 8192, Sharing::Trusted).is_ok());
-        let refused = PeerMemory::map(duplicate(&memory), 8192, Sharing::OneWriter);
-        assert!(matches!(refused, Err(PeerMemoryError::Seals { .. })));
+        // Sealed against nothing but writing: holes and shrinking are left.
+        let half = SharedWords::create(1).unwrap();
+        let sealed = rustix::fs::fcntl_add_seals(half.fd(), SealFlags::FUTURE_WRITE);
+        assert_eq!(sealed, Err(Errno::PERM), "made without leave to seal");
+        // Opened for reading only: it can be neither mapped writable nor sealed.
+        let path = format!("/proc/self/fd/{}", memory.fd().as_raw_fd());
+        let reading = std::fs::File::open(path).unwrap();
+        let refused = PeerMemory::map(reading.into(), 8192);
+        assert!(matches!(refused, Err(PeerMemoryError::Map(Errno::ACCESS))));
     }
 
     #[test]
@@ -491,7 +537,6 @@ mod tests {
         let options = MemoryOptions {
             lock: Want::Try,
             huge_pages: Want::Try,
-            ..MemoryOptions::default()
         };
         let report = OwnMemory::create(4096, &options).unwrap().report();
         assert!(report.bytes >= 4096);

@@ -6,6 +6,7 @@
 use crate::Errno;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+use tightbeam_segment::WordAddress;
 
 /// The most words that [`wait_any`] takes (`FUTEX_WAITV_MAX`).
 pub const MAX_WORDS: usize = 128;
@@ -13,8 +14,8 @@ pub const MAX_WORDS: usize = 128;
 /// A word, and the value at which to sleep.
 #[derive(Clone, Copy)]
 pub struct Watched<'a> {
-    /// The word.
-    pub word: &'a AtomicU64,
+    /// Where the word is.
+    pub word: WordAddress<'a>,
     /// Sleep only while its low half is this.
     pub value: u64,
 }
@@ -32,7 +33,7 @@ struct Waiter {
 const _: () = assert!(size_of::<Waiter>() == 24);
 
 /// Address of the low half of a word.
-fn low_half(word: &AtomicU64) -> *const u32 {
+fn low_half(word: WordAddress<'_>) -> *const u32 {
     let half = if cfg!(target_endian = "little") { 0 } else { 1 };
     word.as_ptr().cast::<u32>().wrapping_add(half)
 }
@@ -77,7 +78,7 @@ pub fn wait(word: &AtomicU64, value: u64, bound: Duration) {
     unsafe {
         libc::syscall(
             libc::SYS_futex,
-            low_half(word),
+            low_half(word.into()),
             libc::FUTEX_WAIT,
             value as u32,
             &raw const timeout,
@@ -86,10 +87,11 @@ pub fn wait(word: &AtomicU64, value: u64, bound: Duration) {
 }
 
 /// Wakes everybody who sleeps on `word`.
-pub fn wake(word: &AtomicU64) {
+pub fn wake<'a>(word: impl Into<WordAddress<'a>>) {
+    let address = low_half(word.into());
     // SAFETY: lifetime: the kernel uses the address only to find sleepers.
     unsafe {
-        libc::syscall(libc::SYS_futex, low_half(word), libc::FUTEX_WAKE, i32::MAX);
+        libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAKE, i32::MAX);
     }
 }
 
@@ -134,7 +136,7 @@ impl Bell {
     /// For [`wait_any`].
     pub fn watched(&self, value: u64) -> Watched<'_> {
         Watched {
-            word: &self.0,
+            word: (&self.0).into(),
             value,
         }
     }
@@ -173,7 +175,7 @@ mod tests {
         wait(&word, 7, Duration::from_millis(1));
         wait_any(
             &[Watched {
-                word: &word,
+                word: (&word).into(),
                 value: 7,
             }],
             Duration::from_millis(1),

@@ -306,10 +306,7 @@ mod tests {
     #[test]
     fn wrong_arguments_say_what_would_be_right() {
         for (line, words) in [
-            (
-                "--paths smoke",
-                "possible values: shm, shm-trusted, futex, pipe",
-            ),
+            ("--paths smoke", "possible values: shm, futex, pipe"),
             ("--sizes 0", "from 1 to"),
             ("--sizes many", "from 1 to"),
             ("--wait nap", "possible values: spin, block"),

@@ -40,27 +40,39 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
         });
     }
     let half = Half::create(options)?;
-    let sharing = options.memory.sharing;
-    let hello = Opening::Hello(half.identity, sharing).to_bytes();
-    match control::send(socket.as_fd(), &hello, Some(half.descriptor.as_fd())) {
-        Ok(()) => {}
-        Err(Errno::PIPE | Errno::CONNRESET) => return Err(OpenError::HungUp),
-        Err(errno) => {
-            return Err(OpenError::System {
-                call: "send the hello",
-                errno,
-            });
-        }
-    }
+    let ours = half.identity;
+    let descriptor = half.descriptor.as_fd();
+    say(socket.as_fd(), Opening::Hello(ours), Some(descriptor))?;
     let (answer, segment) = receive(path, socket.as_fd(), deadline, timed_out)?;
     match (answer, segment) {
-        (Opening::Welcome(identity, theirs), Some(segment)) if theirs == sharing => {
-            Opened::new(half, identity, segment, socket, sharing)
+        (Opening::Welcome(identity), Some(segment)) => {
+            let opened = Opened::new(half, identity, segment, socket)?;
+            if !opened.is_sealed() {
+                return Err(OpenError::Opening("it has not sealed our segment"));
+            }
+            say(opened.socket.as_fd(), Opening::Ready(ours), None)?;
+            Ok(opened)
         }
-        (Opening::Welcome(..), Some(_)) => Err(OpenError::Sharing),
         (Opening::Welcome(..), None) => Err(OpenError::Opening("a welcome without its segment")),
         (Opening::Refusal(theirs, why), _) => Err(refused(theirs, why)),
-        (Opening::Hello(..), _) => Err(OpenError::Opening("a hello instead of an answer")),
+        (Opening::Hello(..) | Opening::Ready(..), _) => Err(OpenError::Opening(
+            "a client's message instead of an answer",
+        )),
+    }
+}
+
+fn say(
+    socket: BorrowedFd<'_>,
+    opening: Opening,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<(), OpenError> {
+    match control::send(socket, &opening.to_bytes(), descriptor) {
+        Ok(()) => Ok(()),
+        Err(Errno::PIPE | Errno::CONNRESET) => Err(OpenError::HungUp),
+        Err(errno) => Err(OpenError::System {
+            call: "send a message of the opening",
+            errno,
+        }),
     }
 }
 
@@ -74,7 +86,6 @@ fn refused(theirs: tightbeam_segment::Identity, why: Refusal) -> OpenError {
             uid: control::own_uid(),
         },
         Refusal::Exhausted => OpenError::ListenerExhausted,
-        Refusal::Sharing => OpenError::Sharing,
         Refusal::Segment => OpenError::Opening("it cannot use our segment"),
     }
 }

@@ -25,7 +25,7 @@ use tightbeam_segment::{
 };
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::Credentials;
-use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory, Sharing};
+use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory};
 
 /// Decides by a peer's credentials whether it may have a channel.
 pub(crate) type Policy = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
@@ -73,6 +73,8 @@ impl Half {
 pub(crate) struct Opened {
     own: Formatted,
     theirs: Attached,
+    /// My segment's.
+    descriptor: OwnedFd,
     pub(crate) memory: MemoryReport,
     pub(crate) peer: PeerIdentity,
     pub(crate) socket: OwnedFd,
@@ -86,21 +88,30 @@ impl Opened {
         peer_identity: Identity,
         segment: OwnedFd,
         socket: OwnedFd,
-        sharing: Sharing,
     ) -> Result<Opened, OpenError> {
         let page = memory::page_size();
         let layout = peer_identity.check(page as u32)?;
-        let lines = PeerLines::new(PeerMemory::map(segment, layout.bytes(page), sharing)?);
-        let theirs = Layout::attach(lines, &peer_identity, page as u32)?;
+        let memory = PeerMemory::map(segment, layout.bytes(page))?;
+        let peer_read_only = memory.is_read_only();
+        let theirs = Layout::attach(PeerLines::new(memory), &peer_identity, page as u32)?;
         let (peer, pidfd) = identify(&socket)?;
         Ok(Opened {
             own: half.segment,
             theirs,
-            memory: half.report,
+            descriptor: half.descriptor,
+            memory: MemoryReport {
+                peer_read_only,
+                ..half.report
+            },
             peer,
             socket,
             pidfd,
         })
+    }
+
+    /// Whether the peer has done its part: nobody can change the shape of my segment, or map it, any more.
+    fn is_sealed(&self) -> bool {
+        memory::is_sealed(self.descriptor.as_fd())
     }
 
     /// Joins the two halves.

@@ -1,7 +1,7 @@
 //! The control thread: accepts, answers, watches. It never touches a ring.
 //!
 //! ```text
-//!   listener ready --> accept --> Opening (deadline) --> hello --> welcome --> Notice::Opened
+//!   listener ready --> accept --> Opening (deadline) --> hello --> welcome --> ready --> Notice::Opened
 //!   channel's socket hung up --> Notice::HungUp --> (still alive after GRACE) Notice::Lingering
 //!   pidfd readable --> Notice::Exited
 //! ```
@@ -19,7 +19,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
-use tightbeam_sys::memory::Sharing;
 use tightbeam_sys::wake;
 
 /// A peer whose socket hung up but whose process lives is given this long to end: a dying process closes its descriptors
@@ -147,12 +146,13 @@ enum Item {
         door: Door,
         resting_until: Option<Instant>,
     },
+    /// Somebody who has connected, and may have said hello.
     Opening {
         listener: u64,
-        socket: OwnedFd,
         options: OpenOptions,
         door: Door,
         deadline: Instant,
+        client: Client,
     },
     Channel {
         label: u64,
@@ -167,12 +167,27 @@ enum Item {
     },
 }
 
+/// How far an opening has come.
+enum Client {
+    Connected(OwnedFd),
+    /// It has been welcomed, and has not said yet that it is ready.
+    Welcomed(Box<Opened>),
+}
+
+impl Client {
+    fn socket(&self) -> BorrowedFd<'_> {
+        match self {
+            Client::Connected(socket) => socket.as_fd(),
+            Client::Welcomed(opened) => opened.socket.as_fd(),
+        }
+    }
+}
+
 impl Item {
     fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Item::Listener { socket, .. }
-            | Item::Opening { socket, .. }
-            | Item::Channel { socket, .. } => socket.as_fd(),
+            Item::Listener { socket, .. } | Item::Channel { socket, .. } => socket.as_fd(),
+            Item::Opening { client, .. } => client.socket(),
             Item::Process { pidfd, .. } => pidfd.as_fd(),
         }
     }
@@ -332,7 +347,7 @@ impl Thread {
                 Ok(client) => {
                     let opening = Item::Opening {
                         listener: *id,
-                        socket: client,
+                        client: Client::Connected(client),
                         options: options.clone(),
                         door: door.clone(),
                         deadline: Instant::now() + options.within,
@@ -349,32 +364,47 @@ impl Thread {
         *resting_until = Some(Instant::now() + REST);
     }
 
+    /// A client has said something, or has hung up. Whoever breaks the rules is dropped, its socket with it.
     fn answer(&mut self, token: u64) {
         let Some(Item::Opening {
-            socket,
+            listener,
             options,
             door,
-            ..
+            deadline,
+            client,
         }) = self.items.remove(&token)
         else {
             return;
         };
-        self.watcher.remove(socket.as_fd());
+        self.watcher.remove(client.socket());
         let mut buffer = [0; BYTES + 1];
-        let Ok(mut received) = control::receive(socket.as_fd(), &mut buffer) else {
+        let Ok(received) = control::receive(client.socket(), &mut buffer) else {
             return;
         };
-        let opening = Opening::parse(&buffer[..received.bytes]);
-        let Some(Opening::Hello(hello, sharing)) = opening else {
-            return; // garbage, or a hang-up: dropped, the socket with it
-        };
-        let segment = received.descriptors.pop();
-        let one_descriptor = !received.too_many && received.descriptors.is_empty();
-        let Some(segment) = segment.filter(|_| one_descriptor && !received.truncated) else {
+        if received.too_many || received.truncated {
             return;
-        };
-        if let Some(opened) = admit(hello, sharing, segment, socket, &options) {
-            door.put(Notice::Opened(Box::new(opened)));
+        }
+        let said = Opening::parse(&buffer[..received.bytes]);
+        let mut descriptors = received.descriptors.into_iter();
+        match (client, said, descriptors.next(), descriptors.next()) {
+            (Client::Connected(socket), Some(Opening::Hello(hello)), Some(segment), None) => {
+                let Some(opened) = admit(hello, segment, socket, &options) else {
+                    return;
+                };
+                self.insert(Item::Opening {
+                    listener,
+                    options,
+                    door,
+                    deadline,
+                    client: Client::Welcomed(Box::new(opened)),
+                });
+            }
+            (Client::Welcomed(opened), Some(Opening::Ready(_)), None, None)
+                if opened.is_sealed() =>
+            {
+                door.put(Notice::Opened(opened));
+            }
+            _ => {}
         }
     }
 
@@ -443,7 +473,6 @@ impl Thread {
 /// The listener's side of the opening, once the hello is there.
 fn admit(
     hello: tightbeam_segment::Identity,
-    sharing: Sharing,
     segment: OwnedFd,
     socket: OwnedFd,
     options: &OpenOptions,
@@ -463,15 +492,11 @@ fn admit(
         return None;
     };
     let ours = half.identity;
-    if sharing != options.memory.sharing {
-        refuse(&socket, Opening::Refusal(ours, Refusal::Sharing));
-        return None;
-    }
     let (Ok(memory), Ok(client)) = (half.descriptor.try_clone(), socket.try_clone()) else {
         refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
         return None;
     };
-    let opened = match Opened::new(half, hello, segment, socket, sharing) {
+    let opened = match Opened::new(half, hello, segment, socket) {
         Ok(opened) => opened,
         Err(OpenError::Mismatch(_)) => {
             refuse(&client, Opening::Refusal(ours, Refusal::Mismatch));
@@ -486,7 +511,7 @@ fn admit(
             return None;
         }
     };
-    let welcome = Opening::Welcome(ours, sharing).to_bytes();
+    let welcome = Opening::Welcome(ours).to_bytes();
     // A client that has gone meanwhile: its channel never was.
     control::send(client.as_fd(), &welcome, Some(memory.as_fd())).ok()?;
     Some(opened)

@@ -1,17 +1,20 @@
-//! The three messages of the opening exchange, as bytes on the control socket.
+//! The messages of the opening exchange, as bytes on the control socket.
 //!
 //! ```text
 //!   client                                         listener
 //!     | -- Hello   (identity, descriptor) ----------> |  checks credentials, version, layout, page size; maps
 //!     | <-- Welcome (identity, descriptor) ---------- |
 //!     |  or Refusal (identity of the listener, why)   |
+//!     |  maps                                         |
+//!     | -- Ready   (identity) ----------------------> |  the channel is open
 //! ```
+//!
+//! Who maps a segment puts the last seals on it; each side looks for those on its own before it calls the channel open.
 //!
 //! After that the socket carries nothing; that it stays connected says that the other side holds the channel.
 //! The first three fields are the same in every version, so that two versions can refuse each other by name.
 
 use tightbeam_segment::{Identity, Incarnation};
-use tightbeam_sys::memory::Sharing;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// "tb-open" and a byte that no text has.
@@ -40,9 +43,11 @@ const _: () = assert!(BYTES == 56);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Opening {
     /// The client's segment comes with it.
-    Hello(Identity, Sharing),
+    Hello(Identity),
     /// The listener's segment comes with it.
-    Welcome(Identity, Sharing),
+    Welcome(Identity),
+    /// The client has mapped the listener's segment.
+    Ready(Identity),
     /// No channel, and why.
     Refusal(Identity, Refusal),
 }
@@ -58,33 +63,29 @@ pub(super) enum Refusal {
     Exhausted,
     /// The client's segment is not acceptable.
     Segment,
-    /// One side wants to be trusted with writing, the other does not trust.
-    Sharing,
 }
-
-/// Flag: both sides may map this segment writable.
-const TRUSTED: u32 = 1;
 
 const HELLO: u32 = 1;
 const WELCOME: u32 = 2;
 const REFUSAL: u32 = 3;
+const READY: u32 = 4;
 
 impl Refusal {
-    const ALL: [Refusal; 5] = [
+    const ALL: [Refusal; 4] = [
         Refusal::Mismatch,
         Refusal::NotAdmitted,
         Refusal::Exhausted,
         Refusal::Segment,
-        Refusal::Sharing,
     ];
 }
 
 impl Opening {
     pub(super) fn to_bytes(self) -> [u8; BYTES] {
-        let (kind, identity, sharing, reason) = match self {
-            Opening::Hello(identity, sharing) => (HELLO, identity, sharing, 0),
-            Opening::Welcome(identity, sharing) => (WELCOME, identity, sharing, 0),
-            Opening::Refusal(identity, why) => (REFUSAL, identity, Sharing::OneWriter, why as u32),
+        let (kind, identity, reason) = match self {
+            Opening::Hello(identity) => (HELLO, identity, 0),
+            Opening::Welcome(identity) => (WELCOME, identity, 0),
+            Opening::Refusal(identity, why) => (REFUSAL, identity, why as u32),
+            Opening::Ready(identity) => (READY, identity, 0),
         };
         let raw = Raw {
             magic: MAGIC,
@@ -95,11 +96,7 @@ impl Opening {
             depth: identity.depth,
             incarnation: identity.incarnation.0,
             reason,
-            flags: if sharing == Sharing::Trusted {
-                TRUSTED
-            } else {
-                0
-            },
+            flags: 0,
         };
         zerocopy::transmute!(raw)
     }
@@ -117,14 +114,10 @@ impl Opening {
             depth: raw.depth,
             incarnation: Incarnation(raw.incarnation),
         };
-        let sharing = match raw.flags {
-            0 => Sharing::OneWriter,
-            TRUSTED => Sharing::Trusted,
-            _ => return None,
-        };
         match raw.kind {
-            HELLO => Some(Opening::Hello(identity, sharing)),
-            WELCOME => Some(Opening::Welcome(identity, sharing)),
+            HELLO => Some(Opening::Hello(identity)),
+            WELCOME => Some(Opening::Welcome(identity)),
+            READY => Some(Opening::Ready(identity)),
             REFUSAL => {
                 let why = Refusal::ALL.into_iter().find(|&r| r as u32 == raw.reason)?;
                 Some(Opening::Refusal(identity, why))
@@ -147,17 +140,15 @@ mod tests {
     #[test]
     fn each_message_comes_back() {
         let refusals = Refusal::ALL.map(|why| Opening::Refusal(identity(), why));
-        let both = [Sharing::OneWriter, Sharing::Trusted];
-        let hellos = both.map(|sharing| Opening::Hello(identity(), sharing));
-        let welcomes = both.map(|sharing| Opening::Welcome(identity(), sharing));
-        for opening in refusals.into_iter().chain(hellos).chain(welcomes) {
+        let others = [Opening::Hello, Opening::Welcome, Opening::Ready].map(|say| say(identity()));
+        for opening in refusals.into_iter().chain(others) {
             assert_eq!(Opening::parse(&opening.to_bytes()), Some(opening));
         }
     }
 
     #[test]
     fn garbage_is_no_message() {
-        let good = Opening::Hello(identity(), Sharing::OneWriter).to_bytes();
+        let good = Opening::Hello(identity()).to_bytes();
         assert_eq!(Opening::parse(&good[..BYTES - 1]), None);
         for (at, value) in [(0, 0), (8, 9)] {
             let mut bad = good;

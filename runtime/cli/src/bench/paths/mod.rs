@@ -29,8 +29,7 @@ use tightbeam_sys::clock::TickClock;
 
 /// All paths, in the order of the table.
 pub(crate) const ALL: &[&dyn Path] = &[
-    &shm::Shm { trusted: false },
-    &shm::Shm { trusted: true },
+    &shm::Shm,
     &futex::Futex,
     &pipe::Pipe { coalesced: false },
     &pipe::Pipe { coalesced: true },

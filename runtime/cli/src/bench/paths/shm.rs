@@ -2,8 +2,6 @@
 //!
 //! A round trip is a call of a handler that checks the payload and replies with one of its own, which the caller checks. A
 //! null call has no payload. A rate is `send` until the ring is full, and `poll` on the other side.
-//!
-//! `shm` is the default: each side maps the other's segment read-only. `shm-trusted` is the same with `Builder::trusted`.
 
 use super::{Class, Initiator, Lane, Offer, Path, Pour, Station};
 use crate::bench::fault::Broken;
@@ -17,10 +15,7 @@ use std::path::Path as FilePath;
 use std::time::Duration;
 use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
 
-pub(crate) struct Shm {
-    /// Both sides map both segments writable.
-    pub(crate) trusted: bool,
-}
+pub(crate) struct Shm;
 
 /// Handlers of the second process.
 const PING: u16 = 1;
@@ -206,7 +201,7 @@ fn endpoint(error: impl Display) -> Broken {
 }
 
 /// Settings that both sides have.
-fn builder(spec: &Spec, trusted: bool) -> tightbeam::Builder<State> {
+fn builder(spec: &Spec) -> tightbeam::Builder<State> {
     let wait = match (spec.wait, spec.shared_cpu) {
         (Wait::Block, _) => tightbeam::Wait::Park,
         (Wait::Spin, false) => tightbeam::Wait::Spin,
@@ -214,7 +209,6 @@ fn builder(spec: &Spec, trusted: bool) -> tightbeam::Builder<State> {
         (Wait::Spin, true) => tightbeam::Wait::Adaptive,
     };
     let builder = Endpoint::builder().state(State::new(spec.size)).wait(wait);
-    let builder = builder.trusted(trusted);
     match spec.depth {
         Some(depth) => builder.depth(depth),
         None => builder,
@@ -230,7 +224,7 @@ fn address(path: &FilePath) -> Result<String, Broken> {
 
 impl Path for Shm {
     fn name(&self) -> &'static str {
-        if self.trusted { "shm-trusted" } else { "shm" }
+        "shm"
     }
 
     fn class(&self) -> Class {
@@ -254,11 +248,11 @@ impl Path for Shm {
         }
         let directory = PrivateDir::create()?;
         let path = directory.path().join("shm");
-        let (place, spec, trusted) = (path.clone(), spec.clone(), self.trusted);
+        let (place, spec) = (path.clone(), spec.clone());
         let mut offer = Offer::new([], move || {
             // The directory goes as soon as the channel is open: a channel needs no name.
             let directory = directory;
-            let client = builder(&spec, trusted);
+            let client = builder(&spec);
             let client = client.connect(&address(&place)?).map_err(endpoint)?;
             drop(directory);
             let lane = match spec.job {
@@ -284,7 +278,7 @@ impl Path for Shm {
             .on(PING, ping)
             .on(POURED, take_message)
             .on(NULL, null);
-        let server = builder(spec, self.trusted)
+        let server = builder(spec)
             .handlers(handlers)
             .listen(&address(place)?)
             .map_err(endpoint)?;
