@@ -1,6 +1,6 @@
 //! One channel of an endpoint: a port, who is on the other side, and how it stands.
 
-use crate::handler::{Handlers, Message, Reply};
+use crate::handler::{self, Handlers, Message, Reply};
 use crate::send::wake_if_asleep;
 use std::mem;
 use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
@@ -78,6 +78,17 @@ pub(crate) enum Called {
     NotSent(TrySendError),
 }
 
+/// What became of something that was not simply a message for a handler.
+enum Other {
+    /// A handler ran; the message is not consumed yet.
+    Handled,
+    /// The awaited reply.
+    Answered,
+    /// A reply that nobody awaits.
+    Dropped,
+    Nothing,
+}
+
 impl Channel {
     pub(crate) fn new(
         id: ChannelId,
@@ -139,29 +150,25 @@ impl Channel {
         self.settle();
         let mut handled = 0;
         while handled < budget {
-            let seen = self.port.glimpse(mem::take(&mut spins));
-            let handler = match self.port.plain(seen) {
-                Some(handler) => handler,
-                None if !self.port.is_new(seen) => break,
-                None => match self.port.arrival() {
-                    Arrival::Message { handler } => handler,
-                    Arrival::Empty => break,
-                    Arrival::Reply { call, answer } => {
+            let spins = mem::take(&mut spins);
+            handler::dispatch(state, self.port.lookout(), handlers.table(), spins);
+            if !self.port.holds_message() {
+                if !self.port.saw_other() {
+                    break;
+                }
+                match self.other(handlers, state) {
+                    Other::Handled => {}
+                    Other::Answered => {
                         handled += 1;
-                        if self.reply(call, answer) {
-                            break;
-                        }
-                        continue;
-                    }
-                    Arrival::Fault(fault) => {
-                        self.ending = Some(Ending::Faulted(fault));
                         break;
                     }
-                },
-            };
-            let handle = handlers.get(handler);
-            let (incoming, port) = self.port.incoming();
-            handle(state, Message(incoming), Reply::new(port));
+                    Other::Dropped => {
+                        handled += 1;
+                        continue;
+                    }
+                    Other::Nothing => break,
+                }
+            }
             self.port.consume();
             handled += 1;
         }
@@ -171,6 +178,28 @@ impl Channel {
             wake_if_asleep(&self.port);
         }
         handled
+    }
+
+    /// What is there besides a message that leads straight to its handler.
+    #[inline(never)]
+    fn other<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> Other {
+        match self.port.arrival() {
+            Arrival::Message { handler: index } => {
+                let (incoming, port) = self.port.incoming();
+                let (message, reply) = (Message(incoming), Reply::new(port));
+                handler::handle(handlers.table(), index, state, message, reply);
+                Other::Handled
+            }
+            Arrival::Empty => Other::Nothing,
+            Arrival::Reply { call, answer } => match self.reply(call, answer) {
+                true => Other::Answered,
+                false => Other::Dropped,
+            },
+            Arrival::Fault(fault) => {
+                self.ending = Some(Ending::Faulted(fault));
+                Other::Nothing
+            }
+        }
     }
 
     /// Keeps the awaited reply for its caller; drops one whose caller has given up.

@@ -146,6 +146,15 @@ impl<S> Endpoint<S> {
         }
     }
 
+    /// The same, with all that it is.
+    #[inline(always)]
+    pub(crate) fn first_channel(&mut self) -> Option<&mut Channel> {
+        match self.channels.get_mut(self.first) {
+            Some(Some(channel)) => Some(channel),
+            _ => None,
+        }
+    }
+
     /// To be called whenever a channel was added or removed.
     pub(crate) fn count_channels(&mut self) {
         self.live = self.channels.iter().flatten().count();

@@ -6,7 +6,7 @@
 use crate::channel::ChannelId;
 use crate::send::wake_if_asleep;
 use crate::{SendError, TypedMessage};
-use tightbeam_segment::{Answer, Counter, Incoming, Outgoing, Port, TrySendError};
+use tightbeam_segment::{Answer, Counter, Incoming, Lookout, Outgoing, Port, TrySendError};
 
 /// A handler: a function, or a closure that captures nothing. What it needs to remember is in the state `S`.
 ///
@@ -64,13 +64,35 @@ impl<S> Handlers<S> {
             .is_some_and(|&handler| !std::ptr::fn_addr_eq(handler, none))
     }
 
-    /// The handler for this index, or the one that refuses.
     #[inline(always)]
-    pub(crate) fn get(&self, index: u16) -> Handler<S> {
-        match self.table.get(usize::from(index)) {
-            Some(&handler) => handler,
-            None => unregistered::<S>,
-        }
+    pub(crate) fn table(&self) -> &[Handler<S>] {
+        &self.table
+    }
+}
+
+/// Calls the handler with this index, or what stands in for it.
+#[inline(always)]
+pub(crate) fn handle<S>(
+    table: &[Handler<S>],
+    index: u16,
+    state: &mut S,
+    message: Message<'_>,
+    reply: Reply<'_>,
+) {
+    match table.get(usize::from(index)) {
+        Some(handler) => handler(state, message, reply),
+        None => unregistered(state, message, reply),
+    }
+}
+
+/// Looks for a message, spinning at most `spins` times for it, and calls its handler. What it was, the port knows.
+///
+/// A function of its own whose first arguments are those of a handler, and which ends with the handler's call: so most of
+/// what the call needs is in its place before the header comes. `cargo bench --bench instructions` counts the rest.
+#[inline(never)]
+pub(crate) fn dispatch<S>(state: &mut S, lookout: Lookout<'_>, table: &[Handler<S>], spins: u32) {
+    if let Some((index, incoming, port)) = lookout.message(spins) {
+        handle(table, index, state, Message(incoming), Reply(port));
     }
 }
 
@@ -90,6 +112,7 @@ impl<S> Clone for Handlers<S> {
 
 /// Stands where no handler is registered.
 #[cold]
+#[inline(never)]
 fn unregistered<S>(_state: &mut S, _message: Message<'_>, reply: Reply<'_>) {
     reply.count(Counter::DropNoHandler);
     reply.refuse(Answer::NoHandler);

@@ -1,6 +1,6 @@
 //! Sending: at once, or with a deadline and polling meanwhile.
 
-use crate::channel::ChannelId;
+use crate::channel::{Channel, ChannelId};
 use crate::wait::Waiting;
 use crate::{Endpoint, SendError, TypedMessage};
 use std::time::Duration;
@@ -21,6 +21,13 @@ fn wake_peer(port: &Port) {
     wake::wake(port.bump_wake_word());
 }
 
+#[inline(always)]
+fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendError> {
+    channel.port.try_send(Outgoing::message(handler), payload)?;
+    wake_if_asleep(&channel.port);
+    Ok(())
+}
+
 /// A typed message that was not sent: it comes back with the reason.
 #[derive(Debug)]
 pub struct NotSent<T> {
@@ -34,8 +41,8 @@ impl<S> Endpoint<S> {
     /// Sends a message over the endpoint's first channel, without waiting. See [`try_send_to`](Self::try_send_to).
     #[inline(always)]
     pub fn try_send(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
-        let channel = self.first().ok_or(SendError::NoChannel)?;
-        self.try_send_to(channel, handler, payload)
+        let channel = self.first_channel().ok_or(SendError::NoChannel)?;
+        try_send(channel, handler, payload)
     }
 
     /// Sends a message to the peer's handler with this index if there is room in the send ring, without waiting.
@@ -48,10 +55,8 @@ impl<S> Endpoint<S> {
         handler: u16,
         payload: &[u8],
     ) -> Result<(), SendError> {
-        let port = &self.channel(channel).ok_or(SendError::NoChannel)?.port;
-        port.try_send(Outgoing::message(handler), payload)?;
-        wake_if_asleep(port);
-        Ok(())
+        let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
+        try_send(channel, handler, payload)
     }
 
     /// Sends over the endpoint's first channel, waiting for room until the endpoint's deadline.

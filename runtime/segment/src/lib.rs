@@ -74,5 +74,5 @@ pub use layout::{
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};
 pub use port::{Ended, Port};
-pub use receive::{Glimpse, Incoming};
+pub use receive::{Incoming, Lookout};
 pub use send::TrySendError;

@@ -23,6 +23,8 @@ pub(crate) struct Receiver {
     bound: Cell<usize>,
     /// Its lap tag.
     tag: Cell<u32>,
+    /// There is something that is not simply a message for a handler.
+    other: Cell<bool>,
     /// `base + index` slots were consumed since the channel was opened.
     base: Cell<u64>,
     messages: Cell<u64>,
@@ -40,6 +42,7 @@ impl Receiver {
             index: Cell::new(0),
             bound: Cell::new(quarter),
             tag: Cell::new(u32::from(tag)),
+            other: Cell::new(false),
             base: Cell::new(start),
             messages: Cell::new(start),
             credit: Cell::new(credit_word(start)),
@@ -92,9 +95,50 @@ impl Receiver {
     }
 }
 
-/// What one look saw: an allegation of the peer that has not been judged.
-#[derive(Clone, Copy)]
-pub struct Glimpse(Descriptor);
+/// The right to look for the next message: whoever has it holds nothing of the last one any more.
+pub struct Lookout<'a> {
+    port: &'a Port,
+    line: PeerLine<'a>,
+}
+
+impl<'a> Lookout<'a> {
+    /// Looks at the head of the ring until something is there, at most `spins` times more, and takes it if it is a message for a
+    /// handler: its index, the message, and the port to reply through. For anything else there is [`Port::arrival`].
+    ///
+    /// The loop is as tight as a bare cache-line ping-pong's and one 16-bit compare leads from the header to its handler:
+    /// every instruction between the two is latency. (Through [`Arrival`], with its jump table, a round trip took 0.1x
+    /// of that floor longer.)
+    #[inline(always)]
+    pub fn message(self, mut spins: u32) -> Option<(u16, Incoming<'a>, &'a Port)> {
+        let Lookout { port, line } = self;
+        let tag = port.rx.tag.get();
+        if tag == STOPPED {
+            port.rx.other.set(true);
+            return None;
+        }
+        let found = loop {
+            let found = Descriptor(line.load(0));
+            if found.0 as u16 == tag as u16 {
+                break found;
+            }
+            if found.tag() == tag as u8 {
+                if found.tag_and_kind() == tag as u16 && found.length_fits() {
+                    break found;
+                }
+                port.rx.other.set(true);
+                return None;
+            }
+            if spins == 0 {
+                return None;
+            }
+            spins -= 1;
+            spin_loop();
+        };
+        PeerLine::acquire();
+        port.header.set(found);
+        Some((found.target(), Incoming(port), port))
+    }
+}
 
 /// A message that has arrived and has not been consumed.
 pub struct Incoming<'a>(&'a Port);
@@ -148,36 +192,23 @@ impl Port {
         self.flagged_arrival(found)
     }
 
-    /// Looks at the head of the ring until something is there, at most `spins` times more: what was seen last, to be asked
-    /// with [`plain`](Self::plain) and [`is_new`](Self::is_new).
-    ///
-    /// The loop is as tight as a bare cache-line ping-pong's and leads straight to what was found: every instruction
-    /// between the last look and the handler is latency. (Through [`Arrival`], with its jump table, a round trip took
-    /// 0.1x of that floor longer.)
+    /// Ends every use of the last message, to look for the next.
     #[inline(always)]
-    pub fn glimpse(&self, spins: u32) -> Glimpse {
-        Glimpse(self.spin(self.rx.tag.get(), spins))
+    pub fn lookout(&mut self) -> Lookout<'_> {
+        let line = self.peer.line(RING_LINE + self.rx.index.get());
+        Lookout { port: self, line }
     }
 
-    /// Takes what was seen if it is a message for a handler, and names the handler.
+    /// Whether the last [`Lookout`] saw something that it did not take: then [`arrival`](Self::arrival) says what.
     #[inline(always)]
-    pub fn plain(&mut self, seen: Glimpse) -> Option<u16> {
-        let tag = self.rx.tag.get();
-        let found = seen.0;
-        if u32::from(found.0 as u16) == tag
-            || (u32::from(found.tag_and_kind()) == tag && found.length_fits())
-        {
-            PeerLine::acquire();
-            self.header.set(found);
-            return Some(found.target());
-        }
-        None
+    pub fn saw_other(&self) -> bool {
+        self.rx.other.take()
     }
 
-    /// Whether anything was seen, of any kind: then [`arrival`](Self::arrival) says what.
+    /// Whether a message has been found that has not been consumed.
     #[inline(always)]
-    pub fn is_new(&self, seen: Glimpse) -> bool {
-        seen.0.tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
+    pub fn holds_message(&self) -> bool {
+        self.header.get().0 & Descriptor::CONSUMED == 0
     }
 
     /// Whether the reply to this open call is at the head of the ring; takes it if so. Looks up to `spins` times
@@ -186,7 +217,7 @@ impl Port {
     pub fn reply_within(&mut self, call: u16, spins: u32) -> bool {
         const REPLY: u32 = (Kind::Reply as u32) << 8;
         let tag = self.rx.tag.get();
-        let found = self.spin(tag, spins);
+        let found = self.spin(tag as u8, spins);
         let is_it = u32::from(found.tag_and_kind()) == tag | REPLY
             && found.target() == call
             && found.length_fits();
@@ -199,11 +230,11 @@ impl Port {
 
     /// Looks at the head of the ring until something is there, at most `spins` times more; what was seen last.
     #[inline(always)]
-    fn spin(&self, tag: u32, mut spins: u32) -> Descriptor {
+    fn spin(&self, tag: u8, mut spins: u32) -> Descriptor {
         let line = self.peer.line(RING_LINE + self.rx.index.get());
         loop {
             let found = Descriptor(line.load(0));
-            if found.tag() == tag as u8 || spins == 0 {
+            if found.tag() == tag || spins == 0 {
                 return found;
             }
             spins -= 1;
