@@ -15,7 +15,7 @@ const ARROWS: &[(&str, &[&str])] = &[
 
 /// What each crate may depend on beside ours. A new name needs a reason in DESIGN or in the commit that adds it.
 const ALLOWED: &[(&str, &[&str])] = &[
-    ("runtime/segment", &["thiserror", "loom"]),
+    ("runtime/segment", &["cpufeatures", "thiserror", "loom"]),
     ("runtime/sys", &["io-uring", "libc", "rustix", "thiserror"]),
     ("runtime/endpoint", &["thiserror", "zerocopy"]),
     (".", &[]),

@@ -201,7 +201,7 @@ pub(crate) fn slots_of(len: usize) -> usize {
     if len <= crate::PAYLOAD_BYTES {
         1
     } else {
-        len.div_ceil(crate::PAYLOAD_BYTES)
+        1 + (len - crate::PAYLOAD_BYTES).div_ceil(crate::SLOT_BYTES)
     }
 }
 
@@ -257,15 +257,15 @@ mod tests {
     }
 
     #[test]
-    fn slots_step_at_multiples_of_56() {
+    fn slots_step_at_56_and_every_64_further() {
         for (len, slots) in [
             (0, 1),
             (1, 1),
             (56, 1),
             (57, 2),
-            (112, 2),
-            (113, 3),
-            (1064, 19),
+            (120, 2),
+            (121, 3),
+            (1080, 17),
         ] {
             assert_eq!(slots_of(len), slots, "{len} bytes");
         }

@@ -7,7 +7,7 @@
 //! | 0 | 0..8 | identity: magic, version, layout hash, page size, incarnation (2), depth, lines |
 //! | 2 | 0, 1 | credit cursor: slots consumed of the peer's ring; messages sent when that was published |
 //! | 4 | 0, 1, 2 | state: asleep?, open or closed, wake-up word |
-//! | 8.. | 8 each | the send ring: slots of one header word and 56 bytes of payload |
+//! | 8.. | 8 each | the send ring: a message's first slot has a header word and 56 bytes of payload, the others 64 bytes |
 //!
 //! The hot lines lie 128 bytes apart, because adjacent-line prefetchers fetch pairs.
 //!
@@ -23,20 +23,18 @@
 pub const VERSION: u32 = 1;
 /// Bytes in a slot: one cache line.
 pub const SLOT_BYTES: usize = 64;
-/// Payload bytes in a slot.
+/// Payload bytes in the first slot of a message; further ones hold [`SLOT_BYTES`].
 pub const PAYLOAD_BYTES: usize = SLOT_BYTES - 8;
 /// The most slots that a message takes. (Models have fewer, so that all interleavings can be tried.)
-pub const MAX_SLOTS: usize = if cfg!(loom) { 2 } else { 19 };
+pub const MAX_SLOTS: usize = if cfg!(loom) { 2 } else { 17 };
 /// The longest message in bytes.
-pub const MAX_MESSAGE: usize = MAX_SLOTS * PAYLOAD_BYTES;
+pub const MAX_MESSAGE: usize = PAYLOAD_BYTES + (MAX_SLOTS - 1) * SLOT_BYTES;
 /// The most calls that may be unanswered at a time in one direction of a channel.
 pub const MAX_CALLS: usize = if cfg!(loom) { 1 } else { 4 };
 /// The smallest ring depth in slots.
 pub const MIN_DEPTH: usize = 2;
 /// The largest ring depth in slots.
 pub const MAX_DEPTH: usize = 65_536;
-
-pub(crate) const LINE_PAYLOAD_WORDS: usize = PAYLOAD_BYTES / 8;
 
 pub(crate) const IDENTITY_LINE: usize = 0;
 pub(crate) const CURSOR_LINE: usize = 2;
@@ -54,6 +52,13 @@ pub(crate) const RING_LINE: usize = 8;
 /// 1.15-1.6 with 256 or more. Fewer than 16 gain nothing, and cost a decision more often.
 pub(crate) const HOT_SLOTS: usize = if cfg!(loom) { 2 } else { 16 };
 
+/// The same for messages of so many slots: at least two of them and a slot, so that the next message is never where the last
+/// one is still being read, and its lines can be fetched meanwhile.
+#[inline(always)]
+pub(crate) const fn hot_slots(slots: usize) -> usize {
+    if slots == 1 { HOT_SLOTS } else { 2 * slots + 1 }
+}
+
 const WASTE: usize = MAX_SLOTS + 1;
 const RESERVE: usize = MAX_CALLS * MAX_SLOTS;
 
@@ -67,6 +72,8 @@ pub const LAYOUT_HASH: u64 = hash(&[
     RING_LINE as u64,
     HOT_SLOTS as u64,
     WASTE as u64,
+    // Bytes in the slots behind a message's first.
+    SLOT_BYTES as u64,
     // Header fields: tag, kind, M, R, length, credit, W, target: the shift of each.
     0x00_08_0b_0c_10_1b_2f_30,
 ]);
@@ -174,7 +181,7 @@ mod tests {
     fn numbers_that_peers_agree_on() {
         assert_eq!(
             (SLOT_BYTES, PAYLOAD_BYTES, MAX_SLOTS, MAX_MESSAGE),
-            (64, 56, 19, 1064)
+            (64, 56, 17, 1080)
         );
         assert_eq!(
             (IDENTITY_LINE, CURSOR_LINE, STATE_LINE, RING_LINE),
@@ -183,18 +190,18 @@ mod tests {
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
         assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0x9236_a418_6ec0_d67a);
+        assert_eq!(LAYOUT_HASH, 0x3601_b9d0_fb03_351a);
     }
 
     #[test]
     fn footprints() {
         for (depth, lines, bytes) in [
-            (2, 141, 12_288),
-            (16, 141, 12_288),
-            (64, 186, 12_288),
-            (256, 378, 24_576),
-            (1024, 1146, 73_728),
-            (65_536, 65_658, 4_202_496),
+            (2, 127, 8_192),
+            (16, 127, 8_192),
+            (64, 174, 12_288),
+            (256, 366, 24_576),
+            (1024, 1134, 73_728),
+            (65_536, 65_646, 4_202_496),
         ] {
             let layout = Layout::new(depth).unwrap();
             assert_eq!(

@@ -50,6 +50,7 @@ extern crate alloc;
 extern crate std;
 
 mod arrival;
+mod copy;
 mod counters;
 mod descriptor;
 mod fault;

@@ -2,10 +2,11 @@
 //!
 //! [`OwnLines`] can be stored to, [`PeerLines`] only loaded from; neither gives out a reference to anything but atomics
 //! (I2). All access is by whole aligned words (D3), which is sound whatever the other side does and avoids the
-//! store-forwarding stalls of overlapping vector copies.
+//! store-forwarding stalls of overlapping vector copies; or through `copy.rs`, where many lines go at once.
 
-use crate::layout::RING_LINE;
-use crate::scratch::Chunk;
+use crate::copy;
+use crate::layout::{RING_LINE, SLOT_BYTES};
+use crate::scratch::{Chunk, LineWords};
 use crate::sync::{AtomicU64, Ordering, fence};
 use alloc::boxed::Box;
 use core::ptr::NonNull;
@@ -85,6 +86,16 @@ impl RawLines {
         unsafe { line.as_ref() }
     }
 
+    /// Where so many lines lie from this one on, all of them within the memory.
+    fn range(&self, first: usize, lines: usize) -> *mut u8 {
+        match first.checked_add(lines) {
+            Some(end) if end <= self.count => {}
+            _ => outside(first, self.count),
+        }
+        // SAFETY: bounds: first <= count, checked above, and Backing's promise 2 makes count lines readable.
+        unsafe { self.base.add(first) }.as_ptr().cast()
+    }
+
     #[inline(always)]
     fn line(&self, index: usize) -> &Line {
         if index >= self.count {
@@ -131,6 +142,26 @@ impl OwnLines {
     #[inline(always)]
     pub(crate) fn line(&self, index: usize) -> OwnLine<'_> {
         OwnLine(self.0.line(index))
+    }
+
+    /// Fills lines from `first` on; they become visible with the next [`publish`](OwnLine::publish).
+    pub(crate) fn store_lines(&self, first: usize, lines: &[[u8; SLOT_BYTES]]) {
+        if copy::worthwhile(lines.len()) {
+            let to = self.0.range(first, lines.len());
+            // SAFETY:
+            // 1. bounds: `range` checked that so many lines are there, and WritableBacking says that they are writable;
+            //    `lines` is a slice, which is private memory and so no part of them.
+            // 2. aliasing: everything else here goes through atomics. 3. asked above.
+            unsafe { copy::copy_lines(lines.as_ptr().cast(), to, lines.len()) };
+            return;
+        }
+        for (n, bytes) in lines.iter().enumerate() {
+            let (words, _) = bytes.as_chunks::<8>();
+            let line = self.line(first + n);
+            for (word, value) in words.iter().enumerate() {
+                line.store(word, u64::from_ne_bytes(*value));
+            }
+        }
     }
 }
 
@@ -188,6 +219,23 @@ impl PeerLines {
     #[inline(always)]
     pub(crate) fn line(&self, index: usize) -> PeerLine<'_> {
         PeerLine(self.0.line(index))
+    }
+
+    /// One load of each word of the lines from `first` on; or of larger pieces, some of which may then be torn.
+    pub(crate) fn load_lines(&self, first: usize, lines: &mut [LineWords]) {
+        if copy::worthwhile(lines.len()) {
+            let from = self.0.range(first, lines.len());
+            // SAFETY:
+            // 1. bounds: `range` checked that so many lines are there, and Backing's promise 2 makes them readable; `lines` is
+            //    an exclusive slice, which is private memory and so no part of them.
+            // 2. aliasing: everything else here goes through atomics. 3. asked above.
+            unsafe { copy::copy_lines(from, lines.as_mut_ptr().cast(), lines.len()) };
+            return;
+        }
+        for (n, words) in lines.iter_mut().enumerate() {
+            let line = self.line(first + n);
+            *words = core::array::from_fn(|word| line.load(word));
+        }
     }
 }
 

@@ -12,17 +12,22 @@
 //! few slots whatever its depth (D2), and a backlog may still use all of it: what then lies in the way is at most the
 //! unconsumed *tail* of the lap before, and a jump marker (J) leads over it.
 //!
-//! Why an old slot is never taken for a new one: the receiver looks at one slot, for one tag. The slots that the previous
-//! lap reached carry its tag or the one before; every other slot is cleared, before the message in front of it is published.
+//! Why an old slot is never taken for a new one: the receiver looks at one slot, for one tag. A *clean* slot is one whose
+//! first word cannot be taken for the next header: it begins with a header of an earlier lap, or it was cleared. Before a
+//! message is published, the slot behind it is clean. In a lap of messages of one slot all slots stay so; the further slots
+//! of a longer message hold payload in their first word, so after a lap with such a message only slot 0 is clean, and the
+//! next lap clears as it goes.
 //!
 //! The fast path compares one index with `until`, the slot up to which nothing needs to be decided. What can be decided
 //! for the next message is decided right after the last one left, while it is on its way (as the Horus protocol
-//! accelerator does with headers): a ping-pong then never decides between receiving and answering.
+//! accelerator does with headers): a ping-pong then never decides between receiving and answering. Where that clears the
+//! slots of a long message, it also fetches their lines, of which the peer has had the last copy: of 1,024 bytes the round
+//! trip took 2.6x of a bare line's instead of 3.7x (bare ring in C; as with `prefetchw`).
 
 use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
 use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_MESSAGE, PAYLOAD_BYTES,
-    RING_LINE,
+    RING_LINE, hot_slots,
 };
 use crate::lines::OwnLine;
 use crate::port::Port;
@@ -123,8 +128,12 @@ pub(crate) struct Sender {
     acked: Cell<u64>,
     lap: Cell<Lap>,
     previous: Cell<Lap>,
-    /// Slots below this carry a tag that is not this lap's next.
+    /// The slots from the next message's on, up to but not including this, are clean.
     clean_to: Cell<usize>,
+    /// Slots behind the next message, or that it will leave behind, may hold payload in their first word.
+    dirty: Cell<bool>,
+    /// A message that ends at or behind this slot looks at the cursor, to start over if the ring has drained.
+    look_at: Cell<usize>,
     stride: Cell<usize>,
     /// Credit in messages up to this number is older than what the cursor said.
     stale_until: Cell<u64>,
@@ -146,6 +155,8 @@ impl Sender {
             lap: Cell::new(Lap::starting(start)),
             previous: Cell::new(Lap::starting(start)),
             clean_to: Cell::new(layout.slots()),
+            dirty: Cell::new(false),
+            look_at: Cell::new(HOT_SLOTS),
             stride: Cell::new(FIRST_STRIDE),
             stale_until: Cell::new(start),
             credit_of: Cell::new(start),
@@ -210,17 +221,21 @@ impl Sender {
 
     /// The slot before which the next message must end, as far as is known.
     fn limit(&self, layout: Layout) -> usize {
+        let tail = self.tail(layout);
+        // Leave a slot for the marker as long as a jump over the tail may be needed.
+        match self.lap.get().jump_after == NO_JUMP && tail < layout.slots() {
+            true if self.previous.get().end < layout.starts() => tail.saturating_sub(1),
+            _ => tail,
+        }
+    }
+
+    /// The first slot that holds something of the lap before which is not known to be consumed.
+    fn tail(&self, layout: Layout) -> usize {
         let (acked, lap, previous) = (self.acked.get(), self.lap.get(), self.previous.get());
         if lap.jump_after != NO_JUMP || reached(acked, lap.base) {
             layout.slots()
         } else if reached(acked, previous.base) {
-            // Leave a slot for the marker as long as a jump over the tail may be needed.
-            let tail = previous.slot(acked);
-            if previous.end < layout.starts() {
-                tail.saturating_sub(1)
-            } else {
-                tail
-            }
+            previous.slot(acked)
         } else {
             0
         }
@@ -240,7 +255,7 @@ impl Port {
         let line = self.own.line(RING_LINE + self.tx.index.get());
         match payload.first_chunk() {
             Some(chunk) => line.store_chunk(&words(chunk)),
-            None => store_words(line, payload),
+            None => store_words(line, 1, payload),
         }
         let header = Descriptor::short(self.tx.head.get(), out, payload.len(), self.credit());
         self.publish(line, header, 1);
@@ -259,8 +274,9 @@ impl Port {
         let line = self.own.line(RING_LINE + index);
         if let Some((chunk, rest)) = payload.split_first_chunk() {
             line.store_chunk(&words(chunk));
-            self.store_rest(index, rest);
+            self.store_rest(RING_LINE + index + 1, rest);
         }
+        self.tx.dirty.set(true);
         let header = Descriptor::long(self.tx.head.get(), out, len, self.credit());
         self.publish(line, header, slots);
         Ok(())
@@ -309,24 +325,40 @@ impl Port {
         tx.acked.set(before);
         tx.credit_of.set(self.messages_seen());
         let end = tx.index.get();
+        let (starts, hot) = (self.layout.starts(), hot_slots(slots));
         if sent.restart() {
             self.start_lap();
             // In front of the last lap's last message, less a slot for a jump marker.
             let tail = end - slots;
-            tx.until
-                .set((tail - 1).min(HOT_SLOTS - 1).min(tx.clean_to.get() - 1));
+            self.go_on_to((tail - 1).min(reach(slots)));
             return;
         }
         let next = end + slots;
-        let clean_to = tx.clean_to.get().min(self.layout.starts());
-        if next < HOT_SLOTS && HOT_SLOTS <= clean_to {
-            tx.until.set(HOT_SLOTS - 1);
-        } else if next >= HOT_SLOTS && end > slots && end < self.layout.starts() {
+        if next < hot && hot <= starts {
+            self.go_on_to(next.max(reach(slots)));
+        } else if next >= hot && end > slots && end < starts {
             self.counters.add(Counter::Restarts);
             tx.set_restart(true);
             tx.until.set(next);
         } else {
             self.plan_slowly(sent, slots);
+        }
+    }
+
+    /// Lets the fast path go on to this slot, of which is known that it and those before it are free.
+    fn go_on_to(&self, slot: usize) {
+        let tx = &self.tx;
+        self.clear(tx.clean_to.get(), slot + 1);
+        tx.until.set(slot.min(tx.clean_to.get() - 1));
+    }
+
+    /// Clears slots, which are free, up to but not including `to`; those before `from` are clean or will hold a message.
+    fn clear(&self, from: usize, to: usize) {
+        for slot in from..to {
+            self.own.line(RING_LINE + slot).store(0, 0);
+        }
+        if from < to {
+            self.tx.clean_to.set(to);
         }
     }
 
@@ -346,7 +378,7 @@ impl Port {
         if end > tx.limit(self.layout) || !tx.admits(self.layout, slots, sent.as_outgoing()) {
             return;
         }
-        if end >= HOT_SLOTS && index < starts && tx.drained_to(slots as u64) {
+        if end >= hot_slots(slots) && index < starts && tx.drained_to(slots as u64) {
             self.counters.add(Counter::Restarts);
             tx.set_restart(true);
             tx.until.set(end);
@@ -371,21 +403,13 @@ impl Port {
         );
     }
 
-    /// The slots behind the first of a long message: their header words are 0, which is no message.
+    /// The slots behind the first of a long message: payload in all of them.
     #[inline(always)]
-    fn store_rest(&self, index: usize, rest: &[u8]) {
-        let (chunks, last) = rest.as_chunks();
-        let mut slot = RING_LINE + index;
-        for chunk in chunks {
-            slot += 1;
-            let line = self.own.line(slot);
-            line.store(0, 0);
-            line.store_chunk(&words(chunk));
-        }
+    fn store_rest(&self, first: usize, rest: &[u8]) {
+        let (lines, last) = rest.as_chunks();
+        self.own.store_lines(first, lines);
         if !last.is_empty() {
-            let line = self.own.line(slot + 1);
-            line.store(0, 0);
-            store_words(line, last);
+            store_words(self.own.line(first + lines.len()), 0, last);
         }
     }
 
@@ -406,10 +430,10 @@ impl Port {
             }
         }
         let end = tx.index.get() + slots;
-        if end >= HOT_SLOTS && tx.in_flight() > 0 && !news {
+        if end >= tx.look_at.get() && tx.in_flight() > 0 && !news {
             self.take_credit_from_cursor()?;
         }
-        let restart = end >= self.layout.starts() || (end >= HOT_SLOTS && tx.drained_to(0));
+        let restart = end >= self.layout.starts() || (end >= hot_slots(slots) && tx.drained_to(0));
         tx.set_restart(restart);
         if restart {
             self.counters.add(Counter::Restarts);
@@ -463,27 +487,28 @@ impl Port {
         tx.index.set(target);
         tx.base.set(lap.base.wrapping_sub(lap.skew as u64));
         tx.clean_to.set(tx.clean_to.get().max(target + 1));
+        // What was jumped over may hold payload of the lap before.
+        tx.dirty.set(true);
         true
     }
 
     /// Clears slots ahead and sets how far the fast path may go after a message that ends at `end`.
     fn extend(&self, end: usize, slots: usize) {
         let (tx, starts) = (&self.tx, self.layout.starts());
-        let wanted = if end < HOT_SLOTS {
-            HOT_SLOTS - 1
-        } else {
+        if end >= tx.look_at.get() {
             let stride = tx.stride.get();
             tx.stride.set((stride * 2).min(starts / 2));
-            end + stride
-        };
-        if end >= tx.clean_to.get() {
-            let to = (end + FIRST_STRIDE).min(starts);
-            for slot in end..to {
-                self.own.line(RING_LINE + slot).store(0, 0);
-            }
-            tx.clean_to.set(to);
+            tx.look_at.set(end + stride);
         }
-        self.set_until(wanted, slots);
+        if end >= tx.clean_to.get() {
+            // What is free.
+            let to = (end + FIRST_STRIDE).min(starts);
+            let to = to.min(tx.tail(self.layout));
+            self.clear(end, to);
+            // A slot that is not free begins with a header of the lap before: that is clean.
+            tx.clean_to.set(tx.clean_to.get().max(end + 1));
+        }
+        self.set_until(tx.look_at.get() - 1, slots);
     }
 
     fn start_lap(&self) {
@@ -495,7 +520,12 @@ impl Port {
         tx.lap.set(Lap::starting(sent));
         tx.base.set(sent);
         tx.index.set(0);
-        tx.clean_to.set(ended.end.min(self.layout.starts()));
+        // Every lap begins with a header in slot 0.
+        tx.clean_to.set(match tx.dirty.replace(false) {
+            true => 1,
+            false => ended.end.min(self.layout.starts()),
+        });
+        tx.look_at.set(HOT_SLOTS);
         tx.head.set(u64::from(next_tag(tx.tag())));
         tx.stride.set(FIRST_STRIDE);
     }
@@ -559,16 +589,24 @@ fn words(chunk: &[u8; PAYLOAD_BYTES]) -> Chunk {
     core::array::from_fn(|n| u64::from_ne_bytes(words[n]))
 }
 
-/// Writes less than one slot's payload, the last word filled up with zeros.
+/// Writes less than a line's payload from this word on, the last word filled up with zeros.
 #[inline(always)]
-fn store_words(line: OwnLine<'_>, bytes: &[u8]) {
+fn store_words(line: OwnLine<'_>, first: usize, bytes: &[u8]) {
     let (words, rest) = bytes.as_chunks::<8>();
     for (n, word) in words.iter().enumerate() {
-        line.store(1 + n, u64::from_ne_bytes(*word));
+        line.store(first + n, u64::from_ne_bytes(*word));
     }
     if !rest.is_empty() {
         let mut last = [0; 8];
         last[..rest.len()].copy_from_slice(rest);
-        line.store(1 + words.len(), u64::from_ne_bytes(last));
+        line.store(first + words.len(), u64::from_ne_bytes(last));
+    }
+}
+
+/// How far the fast path goes from the beginning of a lap, with messages of so many slots.
+fn reach(slots: usize) -> usize {
+    match slots {
+        1 => HOT_SLOTS - 1,
+        _ => slots,
     }
 }
