@@ -298,9 +298,9 @@ fn lies_in_the_ring_end_one_channel() {
     let scratch = Scratch::new("liar");
     let mut server = server(&scratch, PATIENCE);
     // Lap tag 1; the rest as in `runtime/segment/src/descriptor.rs`.
-    let (long, length, slot) = (1 << 11, 1065 << 16, 5000 << 27);
+    let (long, length, slot) = (1 << 11, 1081 << 16, 5000 << 27);
     for (header, fault) in [
-        (1 | long | length, PeerFault::Length { len: 1065 }),
+        (1 | long | length, PeerFault::Length { len: 1081 }),
         (1 | long, PeerFault::Length { len: 0 }),
         (1 | 7 << 8, PeerFault::Kind { kind: 7 }),
         (1 | 1 << 14, PeerFault::Kind { kind: 1 << 6 }),
