@@ -60,8 +60,17 @@ impl<S> Endpoint<S> {
     }
 
     /// Sends over the endpoint's first channel, waiting for room until the endpoint's deadline.
-    #[inline]
+    #[inline(always)]
     pub fn send(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
+        match self.try_send(handler, payload) {
+            Err(SendError::Full) => self.send_patiently(handler, payload),
+            other => other,
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn send_patiently(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
         let channel = self.first().ok_or(SendError::NoChannel)?;
         self.send_to(channel, handler, payload, self.deadline)
     }

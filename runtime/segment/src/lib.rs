@@ -55,6 +55,7 @@ mod counters;
 mod descriptor;
 mod fault;
 mod identity;
+mod lap;
 mod layout;
 mod lines;
 mod port;
@@ -63,6 +64,7 @@ mod scratch;
 mod send;
 pub mod sync;
 pub mod testing;
+mod words;
 
 pub use arrival::{Answer, Arrival};
 pub use counters::{Counter, Counters};

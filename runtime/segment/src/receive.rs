@@ -408,7 +408,7 @@ impl Port {
         let chunk = self.peer.line(RING_LINE + self.rx.index.get()).load_chunk();
         // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
         // a few lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
-        unsafe { self.scratch.fill_first(chunk) }
+        unsafe { self.scratch.fill(|first, _| first.copy_from_slice(&chunk)) }
     }
 
     #[inline(never)]
@@ -416,12 +416,15 @@ impl Port {
         let (first, slots) = (RING_LINE + self.rx.index.get(), header.slots());
         let consumed = self.rx.consumed().wrapping_add(slots as u64);
         self.rx.credit.set(credit_word(consumed));
-        // SAFETY: aliasing: as in `copy_out`, the only caller; both parts are given up before this function returns.
-        let (chunk, lines) = unsafe { self.scratch.parts() };
-        chunk.copy_from_slice(&self.peer.line(first).load_chunk());
-        // A checked header's slots are at most as many as the buffer has.
-        if let Some(lines) = lines.get_mut(..slots - 1) {
-            self.peer.load_lines(first + 1, lines);
+        // SAFETY: aliasing: as in `copy_out`, the only caller; what is called here reads shared lines only.
+        unsafe {
+            self.scratch.fill(|chunk, lines| {
+                chunk.copy_from_slice(&self.peer.line(first).load_chunk());
+                // A checked header's slots are at most as many as the buffer has.
+                if let Some(lines) = lines.get_mut(..slots - 1) {
+                    self.peer.load_lines(first + 1, lines);
+                }
+            })
         }
     }
 }

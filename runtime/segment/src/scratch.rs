@@ -29,31 +29,19 @@ impl Scratch {
         Scratch(UnsafeCell::new(Buffer([[0; LINE_WORDS]; MAX_SLOTS])))
     }
 
-    /// Overwrites the first chunk of the buffer.
+    /// Has the buffer overwritten: the chunk that goes with a message's first slot, and the lines that go with the others.
     ///
     /// # Safety
     ///
-    /// No slice returned by [`bytes`](Self::bytes) may be alive.
+    /// No slice returned by [`bytes`](Self::bytes) may be alive, and `write` asks for none.
     #[inline(always)]
-    pub(crate) unsafe fn fill_first(&self, chunk: Chunk) {
-        // SAFETY: as of the caller's promise; the slice of the other lines is not used.
-        let (first, _) = unsafe { self.parts() };
-        first.copy_from_slice(&chunk);
-    }
-
-    /// The chunk that goes with a message's first slot, and the lines that go with the others, to be overwritten.
-    ///
-    /// # Safety
-    ///
-    /// No slice returned by [`bytes`](Self::bytes) may be alive, and none may be asked for while these are.
-    #[inline(always)]
-    pub(crate) unsafe fn parts(&self) -> (&mut [u64], &mut [LineWords]) {
+    pub(crate) unsafe fn fill(&self, write: impl FnOnce(&mut [u64], &mut [LineWords])) {
         // SAFETY:
-        // aliasing: the caller promises that no shared slice is alive, and the type is !Sync.
-        // lifetime: the exclusive reference ends before the next slice is asked for, by the same promise.
+        // aliasing: the caller promises that no shared slice is alive or is asked for meanwhile, and the type is !Sync.
+        // lifetime: the exclusive reference ends with this function.
         let Buffer(lines) = unsafe { &mut *self.0.get() };
         let (first, rest) = lines.split_at_mut(1);
-        (&mut first[0][1..], rest)
+        write(&mut first[0][1..], rest);
     }
 
     /// The first `len` bytes, at most the whole buffer.
@@ -66,7 +54,7 @@ impl Scratch {
         // SAFETY:
         // bounds: HEADER_BYTES + len <= size of the buffer, by the first line and the assertion above.
         // alignment: u8 needs none. initialised: the array was zeroed, and words are written whole.
-        // aliasing: the only writers are `fill_first` and who has `parts`, whose contracts exclude a living slice.
+        // aliasing: the only writer is `fill`, whose contract excludes a living slice.
         unsafe { core::slice::from_raw_parts(payload, len) }
     }
 }

@@ -25,13 +25,14 @@
 //! trip took 2.6x of a bare line's instead of 3.7x (bare ring in C; as with `prefetchw`).
 
 use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
+use crate::lap::{Lap, NO_JUMP, reached};
 use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_MESSAGE, PAYLOAD_BYTES,
     RING_LINE, hot_slots,
 };
 use crate::lines::OwnLine;
 use crate::port::Port;
-use crate::scratch::Chunk;
+use crate::words::{store_words, words};
 use crate::{Counter, PeerFault};
 use core::cell::Cell;
 
@@ -66,53 +67,6 @@ pub enum TrySendError {
 
 /// Slots of a deep lap between two looks at whether the ring has drained; doubled while it has not.
 const FIRST_STRIDE: usize = 32;
-const NO_JUMP: u64 = u64::MAX;
-
-/// Where the slots of a lap lie: `base + n` is in slot `n`, or `n + skew` from the jump on.
-#[derive(Clone, Copy)]
-struct Lap {
-    /// Count of slots sent before this lap.
-    base: u64,
-    /// Slots of this lap up to and including its jump marker.
-    jump_after: u64,
-    skew: usize,
-    /// First slot behind the last message.
-    end: usize,
-}
-
-impl Lap {
-    fn starting(base: u64) -> Lap {
-        Lap {
-            base,
-            jump_after: NO_JUMP,
-            skew: 0,
-            end: 0,
-        }
-    }
-
-    fn slot(&self, count: u64) -> usize {
-        let offset = count.wrapping_sub(self.base);
-        offset as usize
-            + if offset >= self.jump_after {
-                self.skew
-            } else {
-                0
-            }
-    }
-
-    /// One if this lap's jump marker is not known to be consumed.
-    fn marker_in_flight(&self, acked: u64) -> u64 {
-        let jumped = self.jump_after != NO_JUMP;
-        u64::from(jumped && !reached(acked, self.base.wrapping_add(self.jump_after)))
-    }
-}
-
-/// Whether a count that wraps has reached another.
-#[inline(always)]
-fn reached(count: u64, other: u64) -> bool {
-    count.wrapping_sub(other) as i64 >= 0
-}
-
 /// Private state of the sending half.
 pub(crate) struct Sender {
     /// Slot of the next message.
@@ -121,7 +75,9 @@ pub(crate) struct Sender {
     until: Cell<usize>,
     /// Lap tag of the next message, and [`RESTART`] if it shall end the lap.
     head: Cell<u64>,
-    messages: Cell<u64>,
+    /// How many more slots than messages were sent. (Counting messages instead would be a store a message: the stores between
+    /// two lines are what bounds a stream. A bare ring in C sent 95 M lines a second, 52 M with eight private stores a line.)
+    extra: Cell<u64>,
     /// `base + index` slots were sent since the channel was opened, jump markers among them.
     base: Cell<u64>,
     /// Slots known to be consumed: `acked <= sent`, may be stale.
@@ -149,7 +105,7 @@ impl Sender {
             index: Cell::new(0),
             until: Cell::new(0),
             head: Cell::new(u64::from(tag)),
-            messages: Cell::new(start),
+            extra: Cell::new(0),
             base: Cell::new(start),
             acked: Cell::new(start),
             lap: Cell::new(Lap::starting(start)),
@@ -177,7 +133,11 @@ impl Sender {
 
     #[inline(always)]
     pub(crate) fn messages(&self) -> u64 {
-        self.messages.get()
+        self.sent().wrapping_sub(self.extra.get())
+    }
+
+    fn extra_slots(&self, slots: u64) {
+        self.extra.set(self.extra.get().wrapping_add(slots));
     }
 
     /// From now on each attempt to send is refused.
@@ -302,7 +262,9 @@ impl Port {
         let tx = &self.tx;
         let end = tx.index.get() + slots;
         tx.index.set(end);
-        tx.messages.set(tx.messages.get().wrapping_add(1));
+        if slots > 1 {
+            tx.extra_slots(slots as u64 - 1);
+        }
         if header.restart() || end + slots > tx.until.get() {
             self.plan(header, slots);
         }
@@ -484,6 +446,7 @@ impl Port {
         lap.jump_after = index as u64 + 1;
         lap.skew = target - (index + 1);
         tx.lap.set(lap);
+        tx.extra_slots(1);
         tx.index.set(target);
         tx.base.set(lap.base.wrapping_sub(lap.skew as u64));
         tx.clean_to.set(tx.clean_to.get().max(target + 1));
@@ -579,27 +542,6 @@ impl Port {
             }
         }
         Ok(())
-    }
-}
-
-/// The payload of one slot as words.
-#[inline(always)]
-fn words(chunk: &[u8; PAYLOAD_BYTES]) -> Chunk {
-    let (words, _) = chunk.as_chunks::<8>();
-    core::array::from_fn(|n| u64::from_ne_bytes(words[n]))
-}
-
-/// Writes less than a line's payload from this word on, the last word filled up with zeros.
-#[inline(always)]
-fn store_words(line: OwnLine<'_>, first: usize, bytes: &[u8]) {
-    let (words, rest) = bytes.as_chunks::<8>();
-    for (n, word) in words.iter().enumerate() {
-        line.store(first + n, u64::from_ne_bytes(*word));
-    }
-    if !rest.is_empty() {
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        line.store(first + words.len(), u64::from_ne_bytes(last));
     }
 }
 
