@@ -444,3 +444,29 @@ impl Descriptor {
         slots_of(self.payload_len())
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use crate::testing;
+
+    /// An honest sender starts over in time; this one goes on.
+    #[test]
+    fn a_peer_that_runs_past_the_ring_is_at_fault() {
+        let layout = Layout::new(64).unwrap();
+        let (left, mut right) = testing::pair(layout);
+        let header = Descriptor::short(1, crate::Outgoing::message(3), 0, 0);
+        for slot in 0..layout.slots() {
+            left.own.line(RING_LINE + slot).publish(0, header.0);
+        }
+        for _ in 0..layout.starts() {
+            assert_eq!(right.arrival(), Arrival::Message { handler: 3 });
+            right.consume();
+        }
+        let (slot, slots) = (layout.starts(), layout.starts());
+        let fault = PeerFault::Slot { slot, slots };
+        assert_eq!(right.arrival(), Arrival::Fault(fault));
+        assert!(right.lookout().message(0).is_none() && right.saw_other());
+        assert_eq!(right.arrival(), Arrival::Fault(fault));
+    }
+}

@@ -311,7 +311,7 @@ impl Port {
     fn go_on_to(&self, slot: usize) {
         let tx = &self.tx;
         self.clear(tx.clean_to.get(), slot + 1);
-        tx.until.set(slot.min(tx.clean_to.get() - 1));
+        tx.until.set(slot);
     }
 
     /// Clears slots, which are free, up to but not including `to`; those before `from` are clean or will hold a message.

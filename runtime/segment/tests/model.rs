@@ -168,7 +168,7 @@ impl World {
     fn poll(&mut self, to: usize, budget: usize, reply: Option<usize>) {
         let from = 1 - to;
         for _ in 0..budget {
-            let arrival = self.sides[to].port.arrival();
+            let arrival = self.look(to);
             if arrival == Arrival::Empty {
                 assert!(self.sides[from].sent.is_empty(), "a message was not seen");
                 break;
@@ -176,6 +176,20 @@ impl World {
             self.handle(to, from, arrival, reply);
         }
         self.sides[to].port.finish_drain();
+    }
+
+    /// One look, half of the time the quick one that takes messages only.
+    fn look(&mut self, to: usize) -> Arrival {
+        let Side { port, count, .. } = &mut self.sides[to];
+        if count.is_multiple_of(2) {
+            return port.arrival();
+        }
+        let message = port.lookout().message(0).map(|(handler, ..)| handler);
+        match message {
+            Some(handler) => Arrival::Message { handler },
+            None if port.saw_other() => port.arrival(),
+            None => Arrival::Empty,
+        }
     }
 
     fn handle(&mut self, to: usize, from: usize, arrival: Arrival, reply: Option<usize>) {
