@@ -82,6 +82,8 @@ pub(crate) enum Called {
 enum Other {
     /// A handler ran; the message is not consumed yet.
     Handled,
+    /// The same of so many messages.
+    Batch(usize),
     /// The awaited reply.
     Answered,
     /// A reply that nobody awaits.
@@ -158,6 +160,13 @@ impl Channel {
                 }
                 match self.other(handlers, state) {
                     Other::Handled => {}
+                    Other::Batch(messages) => {
+                        handled += messages;
+                        if self.ending.is_none() {
+                            self.port.consume();
+                        }
+                        continue;
+                    }
                     Other::Answered => {
                         handled += 1;
                         break;
@@ -189,6 +198,12 @@ impl Channel {
                 let (message, reply) = (Message(incoming), Reply::new(port));
                 handler::handle(handlers.table(), index, state, message, reply);
                 Other::Handled
+            }
+            Arrival::Batch => {
+                let table = handlers.table();
+                Other::Batch(self.port.unpack(|index, incoming, port| {
+                    handler::handle(table, index, state, Message(incoming), Reply::new(port));
+                }))
             }
             Arrival::Empty => Other::Nothing,
             Arrival::Reply { call, answer } => match self.reply(call, answer) {

@@ -39,7 +39,7 @@ pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
 
 pub use tightbeam_segment::{
-    Counter, Counters, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MIN_DEPTH, Mismatch,
+    Batch, Counter, Counters, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MIN_DEPTH, Mismatch,
     PAYLOAD_BYTES, PeerFault,
 };
 pub use tightbeam_sys::Errno;

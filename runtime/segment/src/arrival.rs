@@ -14,6 +14,9 @@ pub enum Arrival {
         /// The handler's index as the peer gave it: any value.
         handler: u16,
     },
+    /// Several messages for handlers; take them with [`Port::unpack`](crate::Port::unpack), then
+    /// [`consume`](crate::Port::consume) the batch.
+    Batch,
     /// The answer to a call of ours; its bytes are taken the same way.
     Reply {
         /// The number that [`Port::next_call`](crate::Port::next_call) gave the call.

@@ -28,8 +28,10 @@ pub enum Kind {
     NoHandler = 2,
     /// The answer to a call whose handler gave none, or found the message malformed.
     NoReply = 3,
+    /// Several messages for handlers, one behind the other (`batch.rs`).
+    Batch = 4,
     /// Not a message: the ring goes on at another slot of the same lap.
-    Jump = 4,
+    Jump = 5,
 }
 
 /// What is to be sent, and whom it is for: the parts of a header that are known beforehand.
@@ -49,6 +51,12 @@ impl Outgoing {
         Outgoing(Outgoing::message(handler).0 | WANTED)
     }
 
+    /// Several one-way messages in one.
+    #[inline(always)]
+    pub(crate) const fn batch() -> Self {
+        Outgoing::answer(Kind::Batch, 0)
+    }
+
     #[inline(always)]
     pub(crate) const fn answer(kind: Kind, call: u16) -> Self {
         Outgoing((kind as u64) << KIND_SHIFT | (call as u64) << TARGET_SHIFT)
@@ -63,12 +71,14 @@ impl Outgoing {
     /// Whether it answers a call.
     #[inline(always)]
     pub(crate) const fn is_answer(self) -> bool {
-        self.0 & KIND_MASK != 0
+        self.0 & ANSWER_MASK != 0
     }
 }
 
 const KIND_SHIFT: u32 = 8;
 const KIND_MASK: u64 = 7 << KIND_SHIFT;
+/// Of the kinds that are sent, only answers have one of these bits.
+const ANSWER_MASK: u64 = 3 << KIND_SHIFT;
 const MULTI: u64 = 1 << 11;
 /// The next message starts a lap.
 pub(crate) const RESTART: u64 = 1 << 12;
@@ -103,6 +113,16 @@ impl Descriptor {
     /// The header of a message that takes several slots.
     pub(crate) fn long(head: u64, out: Outgoing, len: usize, credit: u64) -> Self {
         Descriptor::short(head | MULTI, out, len, credit)
+    }
+
+    /// Of a message that came in this batch, which has been copied out: for the receiver's private use. It has the batch's
+    /// credit, which may not have been taken yet.
+    #[inline(always)]
+    pub(crate) fn of_batch(self, handler: u16, len: usize) -> Self {
+        let flags = if len > crate::PAYLOAD_BYTES { MULTI } else { 0 };
+        let (handler, len) = (u64::from(handler), len as u64);
+        let credit = self.0 & CREDIT_MASK << CREDIT_SHIFT;
+        Descriptor(Self::COPIED | flags | len << LEN_SHIFT | credit | handler << TARGET_SHIFT)
     }
 
     /// The parts that were known beforehand.
@@ -143,7 +163,8 @@ impl Descriptor {
             1 => Some(Kind::Reply),
             2 => Some(Kind::NoHandler),
             3 => Some(Kind::NoReply),
-            4 => Some(Kind::Jump),
+            4 => Some(Kind::Batch),
+            5 => Some(Kind::Jump),
             _ => None,
         }
     }
@@ -151,7 +172,7 @@ impl Descriptor {
     /// Of a checked header: the answer to a call, of whatever kind.
     #[inline(always)]
     pub(crate) fn is_reply(self) -> bool {
-        self.0 & KIND_MASK != 0
+        self.0 & ANSWER_MASK != 0
     }
 
     pub(crate) fn kind_bits(self) -> u8 {
@@ -242,7 +263,7 @@ mod tests {
 
     #[test]
     fn an_unknown_kind_or_flag_is_refused() {
-        for bits in 5u64..8 {
+        for bits in 6u64..8 {
             assert_eq!(Descriptor(1 | bits << KIND_SHIFT).kind(), None);
         }
         for flag in [Descriptor::COPIED, Descriptor::CONSUMED, 1 << 15] {

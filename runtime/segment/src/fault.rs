@@ -27,6 +27,12 @@ pub enum PeerFault {
         /// How many slots a message may start in.
         slots: usize,
     },
+    /// A batch does not hold whole messages.
+    #[error("a batch contradicts itself at byte {at}")]
+    Batch {
+        /// Where in the batch.
+        at: usize,
+    },
     /// The peer gives back credit for slots that were never sent to it.
     #[error("the peer alleges to have consumed {alleged} slots, but only {sent} were sent")]
     CreditAhead {

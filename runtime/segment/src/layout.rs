@@ -76,6 +76,8 @@ pub const LAYOUT_HASH: u64 = hash(&[
     SLOT_BYTES as u64,
     // Header fields: tag, kind, M, R, length, credit, W, target: the shift of each.
     0x00_08_0b_0c_10_1b_2f_30,
+    // Kinds, in their order: message, reply, no handler, no reply, batch, jump.
+    0x00_01_02_03_04_05,
 ]);
 
 /// FNV-1a over words (Fowler, Noll, Vo).
@@ -190,7 +192,7 @@ mod tests {
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
         assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0x3601_b9d0_fb03_351a);
+        assert_eq!(LAYOUT_HASH, 0xc51f_deca_1b53_77ad);
     }
 
     #[test]

@@ -50,6 +50,7 @@ extern crate alloc;
 extern crate std;
 
 mod arrival;
+mod batch;
 mod copy;
 mod counters;
 mod descriptor;
@@ -67,6 +68,7 @@ pub mod testing;
 mod words;
 
 pub use arrival::{Answer, Arrival};
+pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub use descriptor::{Kind, Outgoing};
 pub use fault::PeerFault;

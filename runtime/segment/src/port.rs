@@ -46,6 +46,8 @@ pub struct Port {
     /// Private copy of the last header received, with `COPIED` and `CONSUMED` set as they come true.
     pub(crate) header: Cell<Descriptor>,
     pub(crate) scratch: Scratch,
+    /// Messages that came in batches, less the batches.
+    pub(crate) unpacked: Cell<u64>,
     /// Numbers of our calls that await their answer, or [`NO_CALL`].
     pub(crate) calls: [Cell<u32>; MAX_CALLS],
     pub(crate) fault: Cell<Option<PeerFault>>,
@@ -76,6 +78,7 @@ impl Port {
             peer_layout: peer.layout,
             header: Cell::new(Descriptor(Descriptor::CONSUMED)),
             scratch: Scratch::new(),
+            unpacked: Cell::new(0),
             calls: [const { Cell::new(NO_CALL) }; MAX_CALLS],
             fault: Cell::new(None),
             counters: Counters::default(),
@@ -102,8 +105,11 @@ impl Port {
 
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
-        self.counters.set(Counter::Sent, self.tx.messages());
-        self.counters.set(Counter::Received, self.rx.messages());
+        let sent = self.tx.messages().wrapping_add(self.tx.batched());
+        let received = self.rx.messages();
+        let received = received.wrapping_add(self.unpacked.get());
+        self.counters.set(Counter::Sent, sent);
+        self.counters.set(Counter::Received, received);
         &self.counters
     }
 

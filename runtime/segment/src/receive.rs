@@ -144,6 +144,11 @@ impl<'a> Lookout<'a> {
 pub struct Incoming<'a>(&'a Port);
 
 impl<'a> Incoming<'a> {
+    #[inline(always)]
+    pub(crate) fn of(port: &'a Port) -> Self {
+        Incoming(port)
+    }
+
     /// The handler index that the sender gave.
     pub fn handler(&self) -> u16 {
         self.0.header.get().target()
@@ -299,10 +304,11 @@ impl Port {
                     handler: found.target(),
                 });
             }
+            Some(Kind::Batch) if !found.wanted() => return Ok(Arrival::Batch),
             Some(Kind::Reply) => Answer::Reply,
             Some(Kind::NoHandler) => Answer::NoHandler,
             Some(Kind::NoReply) => Answer::NoReply,
-            Some(Kind::Jump) | None => {
+            Some(Kind::Batch | Kind::Jump) | None => {
                 return Err(PeerFault::Kind {
                     kind: found.kind_bits(),
                 });

@@ -4,7 +4,7 @@
 
 use crate::layout::{MAX_MESSAGE, MAX_SLOTS, PAYLOAD_BYTES};
 use crate::lines::LINE_WORDS;
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 
 /// Words of payload in the first slot of a message.
 const FIRST_WORDS: usize = PAYLOAD_BYTES / 8;
@@ -22,11 +22,24 @@ struct Buffer([LineWords; MAX_SLOTS]);
 const _: () = assert!(size_of::<Buffer>() == HEADER_BYTES + MAX_MESSAGE);
 
 /// Room for the largest inline message.
-pub(crate) struct Scratch(UnsafeCell<Buffer>);
+pub(crate) struct Scratch {
+    buffer: UnsafeCell<Buffer>,
+    /// Byte at which what is looked at begins.
+    begin: Cell<usize>,
+}
 
 impl Scratch {
     pub(crate) fn new() -> Self {
-        Scratch(UnsafeCell::new(Buffer([[0; LINE_WORDS]; MAX_SLOTS])))
+        Scratch {
+            buffer: UnsafeCell::new(Buffer([[0; LINE_WORDS]; MAX_SLOTS])),
+            begin: Cell::new(0),
+        }
+    }
+
+    /// From now on [`bytes`](Self::bytes) begin at this byte, a multiple of 8.
+    #[inline(always)]
+    pub(crate) fn begin_at(&self, byte: usize) {
+        self.begin.set(byte);
     }
 
     /// Has the buffer overwritten: the chunk that goes with a message's first slot, and the lines that go with the others.
@@ -39,20 +52,21 @@ impl Scratch {
         // SAFETY:
         // aliasing: the caller promises that no shared slice is alive or is asked for meanwhile, and the type is !Sync.
         // lifetime: the exclusive reference ends with this function.
-        let Buffer(lines) = unsafe { &mut *self.0.get() };
+        let Buffer(lines) = unsafe { &mut *self.buffer.get() };
         let (first, rest) = lines.split_at_mut(1);
         write(&mut first[0][1..], rest);
     }
 
-    /// The first `len` bytes, at most the whole buffer.
+    /// `len` bytes, at most as many as there are.
     #[inline(always)]
     pub(crate) fn bytes(&self, len: usize) -> &[u8] {
-        let len = len.min(MAX_MESSAGE);
-        let buffer = self.0.get().cast::<u8>();
-        // SAFETY: bounds: HEADER_BYTES is less than the buffer's size.
-        let payload = unsafe { buffer.add(HEADER_BYTES) };
+        let begin = self.begin.get().min(MAX_MESSAGE);
+        let len = len.min(MAX_MESSAGE - begin);
+        let buffer = self.buffer.get().cast::<u8>();
+        // SAFETY: bounds: HEADER_BYTES + begin is at most the buffer's size.
+        let payload = unsafe { buffer.add(HEADER_BYTES + begin) };
         // SAFETY:
-        // bounds: HEADER_BYTES + len <= size of the buffer, by the first line and the assertion above.
+        // bounds: HEADER_BYTES + begin + len <= size of the buffer, by the first two lines and the assertion above.
         // alignment: u8 needs none. initialised: the array was zeroed, and words are written whole.
         // aliasing: the only writer is `fill`, whose contract excludes a living slice.
         unsafe { core::slice::from_raw_parts(payload, len) }

@@ -78,6 +78,7 @@ pub(crate) struct Sender {
     /// How many more slots than messages were sent. (Counting messages instead would be a store a message: the stores between
     /// two lines are what bounds a stream. A bare ring in C sent 95 M lines a second, 52 M with eight private stores a line.)
     extra: Cell<u64>,
+    batched: Cell<u64>,
     /// `base + index` slots were sent since the channel was opened, jump markers among them.
     base: Cell<u64>,
     /// Slots known to be consumed: `acked <= sent`, may be stale.
@@ -106,6 +107,7 @@ impl Sender {
             until: Cell::new(0),
             head: Cell::new(u64::from(tag)),
             extra: Cell::new(0),
+            batched: Cell::new(0),
             base: Cell::new(start),
             acked: Cell::new(start),
             lap: Cell::new(Lap::starting(start)),
@@ -134,6 +136,16 @@ impl Sender {
     #[inline(always)]
     pub(crate) fn messages(&self) -> u64 {
         self.sent().wrapping_sub(self.extra.get())
+    }
+
+    /// As many messages more went with the last one.
+    pub(crate) fn add_messages(&self, count: u64) {
+        self.batched.set(self.batched.get().wrapping_add(count));
+    }
+
+    /// Messages that went in batches, less the batches.
+    pub(crate) fn batched(&self) -> u64 {
+        self.batched.get()
     }
 
     fn extra_slots(&self, slots: u64) {

@@ -28,7 +28,7 @@ pub(crate) fn store_words(line: OwnLine<'_>, first: usize, bytes: &[u8]) {
 /// Put together in registers: a word that is written to memory in pieces and then read as a whole waits until the pieces have
 /// left the store buffer, and so for every line before it. That halved the rate of 1-byte messages.
 #[inline(always)]
-fn last_word(bytes: &[u8]) -> u64 {
+pub(crate) fn last_word(bytes: &[u8]) -> u64 {
     let len = bytes.len();
     match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
         (Some(low), Some(high)) => {

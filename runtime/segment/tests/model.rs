@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use tightbeam_segment::{
-    Answer, Arrival, Counter, Layout, MAX_CALLS, MAX_MESSAGE, Outgoing, PAYLOAD_BYTES, Port,
+    Answer, Arrival, Batch, Counter, Layout, MAX_CALLS, MAX_MESSAGE, Outgoing, PAYLOAD_BYTES, Port,
     SLOT_BYTES, TrySendError, testing,
 };
 
@@ -24,6 +24,11 @@ enum Op {
     Call {
         right: bool,
         len: usize,
+    },
+    /// The side sends as many messages of these lengths together as fit.
+    Batch {
+        right: bool,
+        lens: Vec<usize>,
     },
     /// The side handles up to `count` messages, replying to each call.
     Poll {
@@ -51,6 +56,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         4 => (any::<bool>(), len(), 1usize..100).prop_map(|(right, len, count)| Op::Send { right, len, count }),
         2 => (any::<bool>(), len()).prop_map(|(right, len)| Op::Call { right, len }),
+        1 => (any::<bool>(), vec(len(), 0..40)).prop_map(|(right, lens)| Op::Batch { right, lens }),
         4 => (any::<bool>(), 0usize..100, proptest::option::of(len()))
             .prop_map(|(right, count, reply)| Op::Poll { right, count, reply }),
         4 => (any::<bool>(), len()).prop_map(|(right, len)| Op::RoundTrip { right, len }),
@@ -67,6 +73,7 @@ struct Expected {
 enum What {
     Message { handler: u16 },
     Reply { call: u16, answer: Answer },
+    Batch { expected: Vec<Expected> },
 }
 
 /// One side and what the other side must receive from it.
@@ -165,6 +172,39 @@ impl World {
         }
     }
 
+    fn send_batch(&mut self, from: usize, lens: &[usize]) {
+        let mut batch = Batch::new();
+        let (mut expected, mut bytes_used) = (Vec::new(), 0);
+        for (n, &len) in lens.iter().enumerate() {
+            let bytes = self.payload(from, len);
+            let handler = n as u16 ^ 0x1234;
+            if batch.push(handler, &bytes) {
+                bytes_used += 8 + len.next_multiple_of(8);
+                assert!(bytes_used <= MAX_MESSAGE);
+                let what = What::Message { handler };
+                expected.push(Expected { what, bytes });
+            } else {
+                assert!(bytes_used + 8 + len.next_multiple_of(8) > MAX_MESSAGE);
+            }
+        }
+        assert_eq!(batch.len(), expected.len());
+        let side = &mut self.sides[from];
+        match side.port.try_send_batch(&mut batch) {
+            Ok(()) if expected.is_empty() => {}
+            Ok(()) => {
+                assert!(batch.is_empty());
+                side.held += slots(bytes_used);
+                side.count = side.count.wrapping_add(1);
+                side.sent.push_back(Expected {
+                    what: What::Batch { expected },
+                    bytes: vec![0; bytes_used],
+                });
+            }
+            Err(TrySendError::Full) => assert_eq!(batch.len(), expected.len()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+
     fn poll(&mut self, to: usize, budget: usize, reply: Option<usize>) {
         let from = 1 - to;
         for _ in 0..budget {
@@ -197,6 +237,35 @@ impl World {
             .sent
             .pop_front()
             .expect("a message that nobody sent");
+        if let What::Batch { expected: messages } = &expected.what {
+            assert_eq!(arrival, Arrival::Batch);
+            let port = &mut self.sides[to].port;
+            let mut wanted = messages.iter();
+            let mut answers = Vec::new();
+            let unpacked = port.unpack(|handler, incoming, port| {
+                let wanted = wanted.next().expect("not one too many");
+                assert_eq!(wanted.what, What::Message { handler });
+                assert!(!incoming.wants_reply());
+                // Before it is read, and in the middle of a batch.
+                let bytes = vec![handler as u8; usize::from(handler) % 90];
+                if handler % 3 == 0 && port.try_send(Outgoing::message(handler), &bytes).is_ok() {
+                    let what = What::Message { handler };
+                    answers.push(Expected { what, bytes });
+                }
+                assert_eq!(incoming.bytes(), wanted.bytes);
+            });
+            assert_eq!(unpacked, messages.len());
+            for answer in answers {
+                let side = &mut self.sides[to];
+                side.held += slots(answer.bytes.len());
+                side.count = side.count.wrapping_add(1);
+                side.sent.push_back(answer);
+            }
+            let port = &mut self.sides[to].port;
+            port.consume();
+            self.sides[from].held -= slots(expected.bytes.len());
+            return;
+        }
         let answer_bytes = self.payload(to, reply.unwrap_or(0));
         // Half of the replies go out before the payload was read: it must still be the one that was sent.
         let reply_first = self.sides[from].count.is_multiple_of(2);
@@ -243,7 +312,7 @@ impl Side {
     fn count_of(&self, expected: &Expected) -> u16 {
         match expected.what {
             What::Message { handler } => handler ^ 0x5aa5,
-            What::Reply { .. } => unreachable!("replies want no reply"),
+            _ => unreachable!("it wants no reply"),
         }
     }
 }
@@ -276,6 +345,7 @@ fn run(depth: usize, start: u64, tag: u8, ops: &[Op]) {
             Op::Call { right, len } => {
                 world.send(right.into(), true, len);
             }
+            Op::Batch { right, ref lens } => world.send_batch(right.into(), lens),
             Op::Poll {
                 right,
                 count,

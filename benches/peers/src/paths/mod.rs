@@ -28,6 +28,8 @@ use crate::words::Words;
 pub(crate) enum Path {
     /// Tightbeam's endpoint, two processes
     Tightbeam,
+    /// Tightbeam's endpoint, two processes, batches (one-way rate only)
+    TightbeamBatch,
     /// rtrb, two threads, `push` and `pop`
     Rtrb,
     /// rtrb, two threads, `write_chunk_uninit` and `read_chunk` (one-way rate only)
@@ -80,6 +82,7 @@ impl Path {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Tightbeam => "tightbeam",
+            Self::TightbeamBatch => "tightbeam-batch",
             Self::Rtrb => "rtrb",
             Self::RtrbChunks => "rtrb-chunks",
             Self::Crossbeam => "crossbeam",
@@ -90,6 +93,7 @@ impl Path {
     pub(crate) fn settings(self) -> Settings {
         match self {
             Self::Tightbeam => tightbeam::SETTINGS,
+            Self::TightbeamBatch => tightbeam::BATCHES,
             Self::Rtrb => rtrb::SINGLE,
             Self::RtrbChunks => rtrb::CHUNKS,
             Self::Crossbeam => crossbeam::SETTINGS,
@@ -99,7 +103,8 @@ impl Path {
 
     /// Whether the path has an answer to this at all.
     pub(crate) fn does(self, purpose: Purpose) -> bool {
-        !(self == Self::RtrbChunks && purpose == Purpose::PingPong)
+        let rate_only = matches!(self, Self::RtrbChunks | Self::TightbeamBatch);
+        !(rate_only && purpose == Purpose::PingPong)
     }
 }
 
@@ -147,6 +152,7 @@ pub(crate) fn open(order: Order) -> Result<Box<dyn Runner>, Fault> {
         fn visit<const N: usize>(self) -> Self::Out {
             match self.0.path {
                 Path::Tightbeam => tightbeam::open::<N>(self.0),
+                Path::TightbeamBatch => tightbeam::open_batches::<N>(self.0),
                 Path::Rtrb => rtrb::open::<N>(self.0),
                 Path::RtrbChunks => rtrb::open_chunks::<N>(self.0),
                 Path::Crossbeam => crossbeam::open::<N>(self.0),
@@ -169,7 +175,7 @@ pub(crate) fn be_far(order: &FarOrder) -> Result<(), Fault> {
                     let mut link = iceoryx2::far::<N>(&order.meet, order.depth)?;
                     serve(std::io::stdin(), &words, &mut link)
                 }
-                Path::Tightbeam => {
+                Path::Tightbeam | Path::TightbeamBatch => {
                     let mut link = tightbeam::far::<N>(&order.meet, order.depth)?;
                     serve(std::io::stdin(), &words, &mut link)
                 }

@@ -8,7 +8,7 @@
 
 use std::env::temp_dir;
 
-use tightbeam::{Endpoint, Handlers, Wait};
+use tightbeam::{Batch, Endpoint, Handlers, Wait};
 
 use super::{Order, Settings, far_process, fresh_name};
 use crate::fault::Fault;
@@ -34,7 +34,14 @@ pub(super) const SETTINGS: Settings = Settings {
     rate_depth: tightbeam::DEFAULT_DEPTH,
     rate_depth_large: tightbeam::DEFAULT_DEPTH,
     how: "Endpoint::try_send to a handler, answered with Reply::try_send to a handler, poll(1) for round trips and \
-          poll(256) one way; depth in slots of 56 bytes, everything else as the builder has it",
+          poll(256) one way; depth in slots of 64 bytes, everything else as the builder has it",
+};
+
+pub(super) const BATCHES: Settings = Settings {
+    // The ring stays in the nearest cache: 16 KiB a side with its reserve.
+    rate_depth: 128,
+    how: "as tightbeam, but Batch::push and Endpoint::try_send_batch, as many messages as fit into a batch",
+    ..SETTINGS
 };
 
 /// What the handlers of one side know.
@@ -122,6 +129,52 @@ impl<const N: usize> Link for Side<N> {
     }
 }
 
+/// The side that sends in batches. What it cannot send stays in the batch.
+struct Batches<const N: usize> {
+    side: Side<N>,
+    batch: Batch,
+}
+
+impl<const N: usize> Link for Batches<N> {
+    fn send(&mut self, seed: u64) -> Result<bool, Fault> {
+        self.side.send(seed)
+    }
+
+    fn receive(&mut self, number: u64, seed: u64) -> Result<bool, Fault> {
+        self.side.receive(number, seed)
+    }
+
+    fn echo(&mut self, number: u64) -> Result<bool, Fault> {
+        self.side.echo(number)
+    }
+
+    #[inline(always)]
+    fn send_some(&mut self, first: u64, most: u64) -> Result<u64, Fault> {
+        if self.batch.is_empty() {
+            for number in first..first + most {
+                if !self.batch.push(TAKE, &fill::<N>(seed(number))) {
+                    break;
+                }
+            }
+        }
+        let messages = self.batch.len() as u64;
+        match self.side.endpoint.try_send_batch(&mut self.batch) {
+            Ok(()) => Ok(messages),
+            Err(tightbeam::SendError::Full) => Ok(0),
+            Err(error) => Err(Fault::doing("sending a batch")(error)),
+        }
+    }
+
+    #[inline(always)]
+    fn receive_some(&mut self, first: u64, most: u64) -> Result<u64, Fault> {
+        self.side.receive_some(first, most)
+    }
+
+    fn streamed(&mut self, next: u64) {
+        self.side.streamed(next);
+    }
+}
+
 /// What the far side does with messages of this size.
 fn far_handlers<const N: usize>() -> Handlers<Seen> {
     Handlers::new()
@@ -146,6 +199,18 @@ fn near_handlers() -> Handlers<Seen> {
 }
 
 pub(super) fn open<const N: usize>(order: Order) -> Result<Box<dyn Runner>, Fault> {
+    open_as::<N, _>(order, |side| side)
+}
+
+pub(super) fn open_batches<const N: usize>(order: Order) -> Result<Box<dyn Runner>, Fault> {
+    let batch = Batch::new();
+    open_as::<N, _>(order, |side| Batches { side, batch })
+}
+
+fn open_as<const N: usize, L: Link + 'static>(
+    order: Order,
+    near: impl FnOnce(Side<N>) -> L,
+) -> Result<Box<dyn Runner>, Fault> {
     let path = temp_dir().join(format!("{}.sock", fresh_name()));
     let address = format!("shm:{}", path.display());
     let words = Words::create()?;
@@ -157,7 +222,7 @@ pub(super) fn open<const N: usize>(order: Order) -> Result<Box<dyn Runner>, Faul
             .depth(order.depth)
             .wait(Wait::Spin)
             .connect(&address)
-            .map(|endpoint| Side::<N> { endpoint })
+            .map(|endpoint| near(Side::<N> { endpoint }))
             .map_err(Fault::doing("connecting to the far process"))
     };
     Ok(Box::new(Near::meet_then(far, words, connect)?))

@@ -1,7 +1,7 @@
 //! Tightbeam's own path, through its public API: listening, connecting, handler tables, `send`, `call` and `poll`, nothing below.
 //!
 //! A round trip is a call of a handler that checks the payload and replies with one of its own, which the caller checks. A
-//! null call has no payload. A rate is `send` until the ring is full, and `poll` on the other side.
+//! null call has no payload. A rate is batches of small messages, or `send` of large ones, and `poll` on the other side.
 
 use super::{Class, Initiator, Lane, Offer, Path, Pour, Station};
 use crate::bench::fault::Broken;
@@ -13,7 +13,7 @@ use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::path::Path as FilePath;
 use std::time::Duration;
-use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
+use tightbeam::{Batch, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
 
 pub(crate) struct Shm;
 
@@ -149,7 +149,11 @@ struct Source {
     yields: bool,
     sequence: Sequence,
     message: Box<[u8]>,
+    batch: Batch,
 }
+
+/// Messages of which at least so many fit into a batch are sent in batches.
+const WORTH_A_BATCH: usize = 4;
 
 fn source(endpoint: Endpoint<State>, spec: &Spec) -> Source {
     Source {
@@ -157,28 +161,58 @@ fn source(endpoint: Endpoint<State>, spec: &Spec) -> Source {
         side: Side { endpoint },
         sequence: Sequence::new(),
         message: vec![0; spec.size].into_boxed_slice(),
+        batch: Batch::new(),
     }
+}
+
+impl Source {
+    /// Sends what was batched.
+    #[inline(never)]
+    fn flush(&mut self) -> Result<(), Broken> {
+        let Source { side, batch, .. } = self;
+        let endpoint_of = &mut side.endpoint;
+        if !self.yields {
+            return endpoint_of.send_batch(batch).map_err(endpoint);
+        }
+        yielding(|| endpoint_of.try_send_batch(batch))
+    }
+
+    #[inline(always)]
+    fn send(&mut self) -> Result<(), Broken> {
+        let Source { side, message, .. } = self;
+        let endpoint_of = &mut side.endpoint;
+        if !self.yields {
+            return endpoint_of.send(POURED, message).map_err(endpoint);
+        }
+        yielding(|| endpoint_of.try_send(POURED, message))
+    }
+}
+
+/// Lets the other process run until there is room.
+fn yielding(mut attempt: impl FnMut() -> Result<(), SendError>) -> Result<(), Broken> {
+    while let Err(error) = attempt() {
+        match error {
+            SendError::Full if !called_off() => rustix::thread::sched_yield(),
+            error => return Err(endpoint(error)),
+        }
+    }
+    Ok(())
 }
 
 impl Pour for Source {
     fn run(&mut self, count: u32) -> Result<(), Broken> {
+        let batched = self.message.len() <= MAX_MESSAGE / WORTH_A_BATCH;
         for _ in 0..count {
             self.sequence.write(&mut self.message);
-            if self.yields {
-                while let Err(error) = self.side.endpoint.try_send(POURED, &self.message) {
-                    match error {
-                        SendError::Full if !called_off() => rustix::thread::sched_yield(),
-                        error => return Err(endpoint(error)),
-                    }
-                }
-            } else {
-                self.side
-                    .endpoint
-                    .send(POURED, &self.message)
-                    .map_err(endpoint)?;
+            if !batched {
+                self.send()?;
+            } else if !self.batch.push(POURED, &self.message) {
+                self.flush()?;
+                // There is room in an empty one.
+                let _ = self.batch.push(POURED, &self.message);
             }
         }
-        Ok(())
+        self.flush()
     }
 }
 
