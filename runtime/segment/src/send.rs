@@ -257,11 +257,15 @@ impl Port {
     /// Finds room, and notes a call.
     #[inline(always)]
     fn prepare(&self, out: Outgoing, slots: usize) -> Result<(), TrySendError> {
+        // Before room is made: what that says about the slots ahead holds only if the message is then written.
+        let call = match out.wanted() {
+            true => Some(self.free_call().ok_or(TrySendError::TooManyCalls)?),
+            false => None,
+        };
         if self.tx.index.get() + slots > self.tx.until.get() {
             self.make_room(out, slots)?;
         }
-        if out.wanted() {
-            let call = self.free_call().ok_or(TrySendError::TooManyCalls)?;
+        if let Some(call) = call {
             call.set(u32::from(self.next_call()));
         }
         Ok(())

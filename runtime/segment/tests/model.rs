@@ -544,3 +544,46 @@ fn answer_late(left: &mut Port, right: &mut Port, between: impl Fn(&Port), expec
     assert_eq!(incoming.bytes(), expected);
     right.consume();
 }
+
+/// A call that is refused because too many are open leaves nothing behind: the slots that a long one would have covered may
+/// hold what looks like the next header.
+#[test]
+fn a_refused_call_leaves_nothing_behind() {
+    for warm_up in 1..30usize {
+        for shorts in 0..20usize {
+            let (mut left, mut right) = testing::pair(Layout::new(64).unwrap());
+            for _ in 0..MAX_CALLS {
+                left.try_send(Outgoing::call(2), b"").unwrap();
+            }
+            let drain = |port: &mut Port| {
+                let mut count = 0;
+                while port.arrival() != Arrival::Empty {
+                    let _ = port.incoming().0.bytes();
+                    port.consume();
+                    count += 1;
+                }
+                port.finish_drain();
+                count
+            };
+            assert_eq!(drain(&mut right), MAX_CALLS);
+            for _ in 0..warm_up {
+                let lap = left.counters().get(Counter::Restarts) + 2;
+                let forged = (lap | 8 << 16 | 0x7777 << 48).to_le_bytes();
+                left.try_send(Outgoing::message(1), &forged.repeat(MAX_MESSAGE / 8))
+                    .unwrap();
+                assert_eq!(drain(&mut right), 1);
+            }
+            let mut sent = 0;
+            for _ in 0..shorts {
+                sent += usize::from(left.try_send(Outgoing::message(5), b"").is_ok());
+            }
+            let refused = left.try_send(Outgoing::call(3), &[0; MAX_MESSAGE]);
+            assert_eq!(refused, Err(TrySendError::TooManyCalls));
+            for _ in 0..2 {
+                sent += usize::from(left.try_send(Outgoing::message(4), b"x").is_ok());
+            }
+            assert_eq!(drain(&mut right), sent, "{warm_up} long, {shorts} short");
+            assert_eq!(left.arrival(), Arrival::Empty);
+        }
+    }
+}
