@@ -161,9 +161,8 @@ impl<S> Endpoint<S> {
 const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 fn watch(port: &Port) -> Watched<'_> {
-    let word = port.peer_wake_word();
     Watched {
-        word,
-        value: word.load(),
+        word: port.peer_wake_word(),
+        value: port.peer_wake_value(),
     }
 }

@@ -294,10 +294,4 @@ impl WordAddress<'_> {
     pub fn as_ptr(self) -> *const u64 {
         core::ptr::from_ref(self.0).cast()
     }
-
-    /// What it says now; only to be compared.
-    pub fn load(self) -> u64 {
-        // Relaxed: the value says nothing about other words.
-        self.0.load(Ordering::Relaxed)
-    }
 }

@@ -127,6 +127,8 @@ impl Port {
     /// Records a mistake of the peer: nothing is sent or received any more. The first one stays.
     #[cold]
     pub fn fail(&self, fault: PeerFault) -> PeerFault {
+        // What is being handled stays what it was, wherever the receiver looks from now on.
+        self.copy_out(self.header.get());
         let first = self.fault.get().unwrap_or(fault);
         self.fault.set(Some(first));
         self.tx.stop();
@@ -178,9 +180,14 @@ impl Port {
         line.address(STATE_WAKE)
     }
 
-    /// The word in the peer's segment that changes when the peer wakes us. Its value is only compared, never used.
+    /// The word in the peer's segment that changes when the peer wakes us.
     pub fn peer_wake_word(&self) -> WordAddress<'_> {
         self.peer.head::<STATE_LINE>().address(STATE_WAKE)
+    }
+
+    /// What that word says now; only to be compared.
+    pub fn peer_wake_value(&self) -> u64 {
+        self.peer.head::<STATE_LINE>().load(STATE_WAKE)
     }
 
     /// The number that the next message sent will have if it is a call.
@@ -293,9 +300,9 @@ mod tests {
         assert!(!left.peer_asleep());
         right.set_asleep(true);
         assert!(left.peer_asleep());
-        let before = right.peer_wake_word().load();
+        let before = right.peer_wake_value();
         left.bump_wake_word();
-        assert_ne!(right.peer_wake_word().load(), before);
+        assert_ne!(right.peer_wake_value(), before);
         assert_eq!(left.counters().get(Counter::Wakes), 1);
     }
 }

@@ -20,7 +20,7 @@ struct HeapLines(Arc<[Line]>);
 // 4. the elements are atomics, and nobody else has the Arc.
 unsafe impl Backing for HeapLines {
     fn base(&self) -> NonNull<u8> {
-        NonNull::from(&self.0[0]).cast()
+        NonNull::from(&*self.0).cast()
     }
 
     fn lines(&self) -> usize {

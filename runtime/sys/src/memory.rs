@@ -3,11 +3,11 @@
 //! ```text
 //!   owner:  memfd_create -> ftruncate -> mmap -> populate -> mlock? -> seals SHRINK | GROW -> fd to the peer
 //!   peer:   fd -> seals? -> size? -> mmap -> seals FUTURE_WRITE | SEAL -> populate
-//!   owner:  all four seals? -> the channel is open
+//!   owner:  all four seals? -> fill holes -> the channel is open
 //! ```
 //!
 //! The four seals mean: nobody can truncate, punch holes, write through a descriptor, or map it writable any more. What
-//! writes are two mappings, the owner's and that of the one process that reads.
+//! writes are mappings that were there before: the owner's, and what the one process that reads made or let others make.
 //!
 //! # Why the reader's mapping is writable
 //!
@@ -293,7 +293,7 @@ impl OwnMemory {
 // 1. the mapping's address never changes, and mmap aligns it to a page;
 // 2. `bytes` are mapped readable;
 // 3. all pages were populated, and the seals forbid shrinking. Holes can be punched until the peer has put the last seals on
-//    it, but not in huge pages, and where small pages were the kernel puts new ones, zeroed, without a fault that shows;
+//    it, but not in huge pages, and `is_settled` has small ones filled before anything is stored;
 // 4. the address is given to nobody else in this crate.
 unsafe impl Backing for OwnMemory {
     fn base(&self) -> NonNull<u8> {
@@ -308,9 +308,20 @@ unsafe impl Backing for OwnMemory {
 // SAFETY: bounds: all of the mapping is writable, for as long as it lives.
 unsafe impl WritableBacking for OwnMemory {}
 
-/// Whether the peer has put the last seals on a segment of mine, as it does once it has mapped it.
-pub fn is_sealed(segment: BorrowedFd<'_>) -> bool {
-    rustix::fs::fcntl_get_seals(segment).is_ok_and(|seals| seals.contains(ALL_SEALS))
+/// Whether the peer has put the last seals on a segment of mine, as it does once it has mapped it, and all pages are there.
+///
+/// Holes that it punched before are filled; where the kernel has no page left (strict overcommit, a full control group) the
+/// answer is no. To find that out at the first store would be fatal.
+pub fn is_settled(segment: BorrowedFd<'_>) -> bool {
+    let sealed = rustix::fs::fcntl_get_seals(segment).is_ok_and(|seals| seals.contains(ALL_SEALS));
+    sealed && fill_holes(segment).is_ok()
+}
+
+/// Has the kernel put a page wherever there is none, through a mapping of its own.
+fn fill_holes(segment: BorrowedFd<'_>) -> Result<(), Errno> {
+    let bytes = usize::try_from(rustix::fs::fstat(segment)?.st_size).unwrap_or(0);
+    let mapping = Mapping::new(segment, bytes, ProtFlags::READ)?;
+    mapping.advise(Advice::LinuxPopulateRead)
 }
 
 /// A peer's segment: checked, mapped, sealed, populated.
@@ -335,8 +346,12 @@ impl PeerMemory {
                 needed: bytes,
             });
         }
-        let block = usize::try_from(stat.st_blksize).unwrap_or(0).max(1);
-        let mapped = bytes.next_multiple_of(block);
+        let whole = usize::try_from(stat.st_blksize).unwrap_or(0).max(1);
+        // Of a file that could have huge pages, but has small ones, the block size says more than there is.
+        let mapped = match bytes.next_multiple_of(whole) {
+            blocks if blocks as u64 <= found => blocks,
+            _ => bytes.next_multiple_of(page_size()),
+        };
         let prot = match read_only {
             true => ProtFlags::READ,
             false => ProtFlags::READ | ProtFlags::WRITE,
@@ -465,11 +480,11 @@ mod tests {
     #[test]
     fn once_its_reader_has_mapped_it_nobody_can_change_it_through_its_descriptor() {
         let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
-        assert!(!is_sealed(memory.fd()));
+        assert!(!is_settled(memory.fd()));
         let shape = &tries(memory.fd())[..2];
         assert_eq!(shape, [Err(Errno::PERM); 2]);
         let seen = PeerMemory::map(duplicate(&memory), 8192).unwrap();
-        assert!(is_sealed(memory.fd()) && !seen.is_read_only());
+        assert!(is_settled(memory.fd()) && !seen.is_read_only());
         assert_eq!(tries(memory.fd()), [Err(Errno::PERM); 5]);
         // Nor through a mapping: holes are refused there as well.
         let address = seen.mapping.base.as_ptr();
@@ -491,7 +506,15 @@ mod tests {
         words.word(1).store(7, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(tries(memory.fd())[2], Ok(()));
         assert_eq!(words.word(1).load(std::sync::atomic::Ordering::Relaxed), 0);
-        assert!(PeerMemory::map(duplicate(&memory), 8192).is_ok());
+        assert!(PeerMemory::map(duplicate(&memory), 4096).is_ok());
+        let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
+        assert_eq!(
+            rustix::fs::fallocate(memory.fd(), hole, 4096, 4096),
+            Err(Errno::PERM)
+        );
+        assert!(is_settled(memory.fd()));
+        let pages = rustix::fs::fstat(memory.fd()).unwrap().st_blocks * 512;
+        assert_eq!(pages, 8192, "both are there");
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
     match (answer, segment) {
         (Opening::Welcome(identity), Some(segment)) => {
             let opened = Opened::new(half, identity, segment, socket)?;
-            if !opened.is_sealed() {
+            if !opened.is_settled() {
                 return Err(OpenError::Opening("it has not sealed our segment"));
             }
             say(opened.socket.as_fd(), Opening::Ready(ours), None)?;

@@ -109,9 +109,9 @@ impl Opened {
         })
     }
 
-    /// Whether the peer has done its part: nobody can change the shape of my segment, or map it, any more.
-    fn is_sealed(&self) -> bool {
-        memory::is_sealed(self.descriptor.as_fd())
+    /// Whether the peer has done its part: nobody can change the shape of my segment, or map it writable, any more.
+    fn is_settled(&self) -> bool {
+        memory::is_settled(self.descriptor.as_fd())
     }
 
     /// Joins the two halves.

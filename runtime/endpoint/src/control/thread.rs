@@ -400,7 +400,7 @@ impl Thread {
                 });
             }
             (Client::Welcomed(opened), Some(Opening::Ready(_)), None, None)
-                if opened.is_sealed() =>
+                if opened.is_settled() =>
             {
                 door.put(Notice::Opened(opened));
             }
