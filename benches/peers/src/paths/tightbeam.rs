@@ -7,6 +7,7 @@
 //! lock memory or to use huge pages: the settings are those that a user gets.
 
 use std::env::temp_dir;
+use std::time::Duration;
 
 use tightbeam::{Batch, Endpoint, Handlers, Wait};
 
@@ -19,6 +20,9 @@ use crate::words::Words;
 
 /// Messages handled in one poll, at most, while the rate is measured.
 const BUDGET: u64 = 256;
+
+/// Between two looks at whether anybody still measures.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// To the far side: check and send an answer.
 const ECHO: u16 = 1;
@@ -33,7 +37,7 @@ pub(super) const SETTINGS: Settings = Settings {
     pingpong_depth: tightbeam::DEFAULT_DEPTH,
     rate_depth: tightbeam::DEFAULT_DEPTH,
     rate_depth_large: tightbeam::DEFAULT_DEPTH,
-    how: "Endpoint::try_send to a handler, answered with Reply::try_send to a handler, poll(1) for round trips and \
+    how: "Endpoint::try_send to a handler, answered with Reply::try_send to a handler, poll_for(1) for round trips and \
           poll(256) one way; depth in slots of 64 bytes, everything else as the builder has it",
 };
 
@@ -79,6 +83,16 @@ impl<const N: usize> Side<N> {
         Ok(handled)
     }
 
+    /// Spins for one message, and handles it.
+    #[inline(always)]
+    fn wait_for_one(&mut self) -> Result<bool, Fault> {
+        let handled = self.endpoint.poll_for(1, PATIENCE);
+        if handled > 0 && self.endpoint.state().fault.is_some() {
+            return Err(self.fault());
+        }
+        Ok(handled > 0)
+    }
+
     #[cold]
     fn fault(&mut self) -> Fault {
         let known = self.endpoint.state_mut().fault.take();
@@ -104,13 +118,13 @@ impl<const N: usize> Link for Side<N> {
     /// The handler has checked it, by its own count.
     #[inline(always)]
     fn receive(&mut self, _number: u64, _seed: u64) -> Result<bool, Fault> {
-        self.poll(1).map(|handled| handled > 0)
+        self.wait_for_one()
     }
 
     /// The handler answers too.
     #[inline(always)]
     fn echo(&mut self, _number: u64) -> Result<bool, Fault> {
-        self.poll(1).map(|handled| handled > 0)
+        self.wait_for_one()
     }
 
     #[inline(always)]
