@@ -5,8 +5,6 @@
 //! to two lines words are as fast or faster (1.0x against 1.2x for 64 bytes), because they may be loaded right after they
 //! were stored, where a vector waits until the words that it covers have left the store buffer.
 
-use crate::layout::SLOT_BYTES;
-
 /// As many lines as words carry as fast.
 const FEW: usize = 2;
 
@@ -34,7 +32,7 @@ pub(crate) unsafe fn copy_lines(from: *const u8, to: *mut u8, lines: usize) {
 
 #[cfg(all(target_arch = "x86_64", not(loom)))]
 mod vectors {
-    use super::SLOT_BYTES;
+    use crate::layout::SLOT_BYTES;
     use core::arch::asm;
 
     cpufeatures::new!(avx, "avx");
@@ -98,6 +96,7 @@ mod vectors {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
+    use crate::layout::SLOT_BYTES;
     use alloc::vec::Vec;
 
     #[test]

@@ -283,7 +283,7 @@ impl OwnMemory {
         self.report
     }
 
-    /// The descriptor to pass to the peer, and to ask [`is_sealed`] of afterwards.
+    /// The descriptor to pass to the peer, and to ask [`is_settled`] of afterwards.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
