@@ -42,8 +42,6 @@ pub(super) const SETTINGS: Settings = Settings {
 };
 
 pub(super) const BATCHES: Settings = Settings {
-    // The ring stays in the nearest cache: 16 KiB a side with its reserve.
-    rate_depth: 128,
     how: "as tightbeam, but Batch::push and Endpoint::try_send_batch, as many messages as fit into a batch",
     ..SETTINGS
 };
