@@ -18,6 +18,7 @@ pub mod block;
 pub mod clock;
 pub mod control;
 pub mod cpu;
+mod mapping;
 pub mod memory;
 pub mod mmsg;
 pub mod process;

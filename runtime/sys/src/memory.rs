@@ -22,9 +22,9 @@
 //! SIGBUS there, where small pages come back zeroed.
 
 use crate::Errno;
+use crate::mapping::Mapping;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
-use rustix::mm::{Advice, MapFlags, ProtFlags};
-use std::ffi::c_void;
+use rustix::mm::{Advice, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
@@ -154,58 +154,6 @@ pub fn random_words() -> Result<[u64; 2], Errno> {
     Ok([u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])])
 }
 
-/// A shared mapping that is unmapped on drop.
-struct Mapping {
-    base: NonNull<c_void>,
-    bytes: usize,
-}
-
-impl Mapping {
-    fn new(fd: BorrowedFd<'_>, bytes: usize, prot: ProtFlags) -> Result<Mapping, Errno> {
-        // SAFETY:
-        // bounds: a null hint lets the kernel choose an address range that nothing else uses.
-        // lifetime: the range is unmapped by Mapping's drop only.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, prot, MapFlags::SHARED, fd, 0)
-        }?;
-        let base = NonNull::new(base).ok_or(Errno::NOMEM)?;
-        let mapping = Mapping { base, bytes };
-        // A fork would otherwise share a writable mapping.
-        mapping.advise(Advice::LinuxDontFork)?;
-        Ok(mapping)
-    }
-
-    /// A mapping for reading and writing, with all its pages.
-    fn populated(fd: BorrowedFd<'_>, bytes: usize) -> Result<Mapping, Errno> {
-        let mapping = Mapping::new(fd, bytes, ProtFlags::READ | ProtFlags::WRITE)?;
-        mapping.advise(Advice::LinuxPopulateWrite)?;
-        Ok(mapping)
-    }
-
-    fn advise(&self, advice: Advice) -> Result<(), Errno> {
-        // SAFETY: bounds: the range is this mapping's own. The advices used populate it or set its fork flag; neither
-        // changes its contents.
-        unsafe { rustix::mm::madvise(self.base.as_ptr(), self.bytes, advice) }
-    }
-
-    fn lock(&self) -> Result<(), Errno> {
-        // SAFETY: bounds: the range is this mapping's own; locking changes no contents.
-        unsafe { rustix::mm::mlock(self.base.as_ptr(), self.bytes) }
-    }
-}
-
-// SAFETY: aliasing: a Mapping is an address range that it alone unmaps; nothing about it belongs to a thread. What is shared
-// through it is accessed by atomics only.
-unsafe impl Send for Mapping {}
-
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: lifetime: the range is this mapping's own, and whoever has its address borrows or owns the Mapping.
-        let unmapped = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.bytes) };
-        debug_assert!(unmapped.is_ok(), "munmap of our own range: {unmapped:?}");
-    }
-}
-
 /// A segment of mine: mapped writable, populated, sealed.
 pub struct OwnMemory {
     mapping: Mapping,
@@ -274,7 +222,8 @@ impl OwnMemory {
         let block = rustix::fs::fstat(&fd).map_err(|e| ("stat", e))?.st_blksize as usize;
         let bytes = bytes.next_multiple_of(block.max(1));
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(|e| ("size", e))?;
-        let mapping = Mapping::populated(fd.as_fd(), bytes).map_err(|e| ("map and populate", e))?;
+        let mapping =
+            Mapping::populated(fd.as_fd(), bytes, block).map_err(|e| ("map and populate", e))?;
         Ok((fd, mapping))
     }
 
@@ -319,8 +268,9 @@ pub fn is_settled(segment: BorrowedFd<'_>) -> bool {
 
 /// Has the kernel put a page wherever there is none, through a mapping of its own.
 fn fill_holes(segment: BorrowedFd<'_>) -> Result<(), Errno> {
-    let bytes = usize::try_from(rustix::fs::fstat(segment)?.st_size).unwrap_or(0);
-    let mapping = Mapping::new(segment, bytes, ProtFlags::READ)?;
+    let stat = rustix::fs::fstat(segment)?;
+    let [bytes, block] = [stat.st_size, stat.st_blksize].map(|n| usize::try_from(n).unwrap_or(0));
+    let mapping = Mapping::new(segment, bytes, block, ProtFlags::READ)?;
     mapping.advise(Advice::LinuxPopulateRead)
 }
 
@@ -348,15 +298,16 @@ impl PeerMemory {
         }
         let whole = usize::try_from(stat.st_blksize).unwrap_or(0).max(1);
         // Of a file that could have huge pages, but has small ones, the block size says more than there is.
-        let mapped = match bytes.next_multiple_of(whole) {
-            blocks if blocks as u64 <= found => blocks,
-            _ => bytes.next_multiple_of(page_size()),
+        let (block, mapped) = match bytes.next_multiple_of(whole) {
+            blocks if blocks as u64 <= found => (whole, blocks),
+            _ => (page_size(), bytes.next_multiple_of(page_size())),
         };
         let prot = match read_only {
             true => ProtFlags::READ,
             false => ProtFlags::READ | ProtFlags::WRITE,
         };
-        let mapping = Mapping::new(fd.as_fd(), mapped, prot).map_err(PeerMemoryError::Map)?;
+        let mapping =
+            Mapping::new(fd.as_fd(), mapped, block, prot).map_err(PeerMemoryError::Map)?;
         if !read_only {
             // A descriptor that its owner opened for reading only cannot be sealed; then the check says what is missing.
             let _ = rustix::fs::fcntl_add_seals(&fd, LAST_SEALS);
@@ -428,7 +379,7 @@ impl SharedWords {
         if rustix::fs::fstat(&fd)?.st_size < bytes as i64 {
             return Err(Errno::INVAL.into());
         }
-        let mapping = Mapping::populated(fd.as_fd(), bytes)?;
+        let mapping = Mapping::populated(fd.as_fd(), bytes, page_size())?;
         Ok(SharedWords { mapping, fd, words })
     }
 
@@ -473,7 +424,7 @@ mod tests {
             rustix::fs::ftruncate(fd, 1 << 20),
             rustix::fs::fallocate(fd, hole, 0, 4096),
             rustix::io::pwrite(fd, b"x", 0).map(|_| ()),
-            Mapping::new(fd, 4096, both).map(|_| ()),
+            Mapping::new(fd, 4096, 4096, both).map(|_| ()),
         ]
     }
 
