@@ -1,6 +1,6 @@
 //! Settings of an endpoint, each with a named default.
 
-use crate::control::{Controller, Mailbox, OpenOptions, Policy};
+use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
 use crate::wait::SpinBudget;
 use crate::{Credentials, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
@@ -13,6 +13,9 @@ use tightbeam_sys::memory::{MemoryOptions, Want};
 
 /// Ring depth in slots if nothing else is said.
 pub const DEFAULT_DEPTH: usize = 1024;
+/// How many channels others may open if nothing else is said. With the default depth they take 36 MiB on both sides together,
+/// and 768 of the 1,024 descriptors that a process usually may have.
+pub const DEFAULT_MAX_CHANNELS: usize = 256;
 /// How long an opening may take if nothing else is said.
 pub const DEFAULT_OPEN_WITHIN: Duration = Duration::from_secs(2);
 /// How long a call or a send may wait if nothing else is said.
@@ -40,6 +43,7 @@ pub struct Builder<S> {
     depth: usize,
     memory: MemoryOptions,
     admit: Policy,
+    channels: usize,
     within: Duration,
     deadline: Duration,
     wait: Wait,
@@ -54,6 +58,7 @@ impl Builder<()> {
             depth: DEFAULT_DEPTH,
             memory: MemoryOptions::default(),
             admit: Arc::new(move |peer: &Credentials| peer.uid == me),
+            channels: DEFAULT_MAX_CHANNELS,
             within: DEFAULT_OPEN_WITHIN,
             deadline: DEFAULT_DEADLINE,
             wait: Wait::default(),
@@ -70,6 +75,7 @@ impl<S> Builder<S> {
             depth: self.depth,
             memory: self.memory,
             admit: self.admit,
+            channels: self.channels,
             within: self.within,
             deadline: self.deadline,
             wait: self.wait,
@@ -101,9 +107,16 @@ impl<S> Builder<S> {
 
     /// Who may have a channel, on either side; by default only processes of the same effective user.
     ///
-    /// The function runs on the control thread and decides by what the kernel says of the peer.
+    /// The function runs on the control thread, as soon as somebody connects, and decides by what the kernel says of the peer.
     pub fn admit(mut self, policy: impl Fn(&Credentials) -> bool + Send + Sync + 'static) -> Self {
         self.admit = Arc::new(policy);
+        self
+    }
+
+    /// How many channels others may have open to this endpoint at a time; [`DEFAULT_MAX_CHANNELS`] by default. Who wants one
+    /// more is refused, and counted in [`Endpoint::openings`]. Channels that this endpoint opens are not limited.
+    pub fn max_channels(mut self, most: usize) -> Self {
+        self.channels = most;
         self
     }
 
@@ -153,11 +166,12 @@ impl<S> Builder<S> {
             mailbox: Mailbox::new(),
             listeners: Vec::new(),
             events: VecDeque::new(),
+            lost_events: 0,
             unique: 0,
             options: OpenOptions {
                 layout: Layout::new(self.depth)?,
                 memory: self.memory,
-                admit: self.admit,
+                gate: Gate::new(self.admit, self.channels),
                 within: self.within,
             },
             wait: self.wait,

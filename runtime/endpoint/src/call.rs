@@ -79,10 +79,11 @@ impl<S> Endpoint<S> {
         let mut waiting = Waiting::new(within);
         let spins = self.spins();
         while let Called::NotSent(error) = called {
-            match error {
-                TrySendError::Full | TrySendError::TooManyCalls => {}
+            waiting.room = match error {
+                TrySendError::Full => Some(id),
+                TrySendError::TooManyCalls => None,
                 error => return Err(CallError::NotSent(error.into())),
-            }
+            };
             let handled = self.poll(BUDGET) > 0;
             if !self.wait_unless(&mut waiting, handled) {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
@@ -95,6 +96,7 @@ impl<S> Endpoint<S> {
         if let Called::Answered = called {
             return Ok(());
         }
+        waiting.room = None;
         let answer = self.await_reply(id, &mut waiting)?;
         self.waited(&waiting);
         match answer {

@@ -1,5 +1,6 @@
 //! One channel of an endpoint: a port, who is on the other side, and how it stands.
 
+use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
 use crate::send::wake_if_asleep;
 use std::mem;
@@ -68,6 +69,8 @@ pub(crate) struct Channel {
     pub(crate) answer: Option<Answer>,
     /// The last reply has been read but not consumed: that is done when the next call is on its way.
     pub(crate) unsettled: bool,
+    /// Given back when the channel is over.
+    _seat: Option<Seat>,
 }
 
 /// How far a call came without waiting.
@@ -97,6 +100,7 @@ impl Channel {
         port: Port,
         peer: PeerIdentity,
         memory: MemoryReport,
+        seat: Option<Seat>,
     ) -> Channel {
         Channel {
             id,
@@ -107,6 +111,7 @@ impl Channel {
             awaited: None,
             answer: None,
             unsettled: false,
+            _seat: seat,
         }
     }
 
@@ -151,6 +156,9 @@ impl Channel {
         let settled = self.unsettled;
         self.settle();
         let mut handled = 0;
+        if self.port.holds_message() {
+            handled += self.go_on(handlers, state);
+        }
         while handled < budget {
             let spins = mem::take(&mut spins);
             handler::dispatch(state, self.port.lookout(), handlers.table(), spins);
@@ -162,7 +170,8 @@ impl Channel {
                     Other::Handled => {}
                     Other::Batch(messages) => {
                         handled += messages;
-                        if self.ending.is_none() {
+                        // Of a batch at fault nothing is consumed: the port has stopped.
+                        if self.port.fault().is_none() {
                             self.port.consume();
                         }
                         continue;
@@ -189,6 +198,29 @@ impl Channel {
         handled
     }
 
+    /// Goes on after a handler that has unwound: its message counts as handled, the rest of its batch is handled now.
+    #[cold]
+    #[inline(never)]
+    fn go_on<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> usize {
+        if self.port.fault().is_some() {
+            return 0;
+        }
+        self.port.count(Counter::HandlerUnwound);
+        let rest = match self.port.holds_batch() {
+            true => self.unpack(handlers, state),
+            false => 0,
+        };
+        self.port.consume();
+        1 + rest
+    }
+
+    fn unpack<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> usize {
+        let table = handlers.table();
+        self.port.unpack(|index, incoming, port| {
+            handler::handle(table, index, state, Message(incoming), Reply::new(port));
+        })
+    }
+
     /// What is there besides a message that leads straight to its handler.
     #[inline(never)]
     fn other<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> Other {
@@ -199,12 +231,7 @@ impl Channel {
                 handler::handle(handlers.table(), index, state, message, reply);
                 Other::Handled
             }
-            Arrival::Batch => {
-                let table = handlers.table();
-                Other::Batch(self.port.unpack(|index, incoming, port| {
-                    handler::handle(table, index, state, Message(incoming), Reply::new(port));
-                }))
-            }
+            Arrival::Batch => Other::Batch(self.unpack(handlers, state)),
             Arrival::Empty => Other::Nothing,
             Arrival::Reply { call, answer } => match self.reply(call, answer) {
                 true => Other::Answered,

@@ -3,7 +3,7 @@
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::wait::SpinBudget;
-use crate::{Address, Builder, Event, Handlers, OpenError, Stopper, Wait};
+use crate::{Address, Builder, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::time::Duration;
@@ -37,6 +37,7 @@ pub struct Endpoint<S = ()> {
     pub(crate) mailbox: Mailbox,
     pub(crate) listeners: Vec<Listener>,
     pub(crate) events: VecDeque<Event>,
+    pub(crate) lost_events: u64,
     /// Channels opened so far.
     pub(crate) unique: u64,
     pub(crate) options: OpenOptions,
@@ -132,6 +133,11 @@ impl<S> Endpoint<S> {
         self.look_up(channel).map(|found| found.memory)
     }
 
+    /// What became of those who wanted to open a channel to this endpoint.
+    pub fn openings(&self) -> Openings {
+        self.options.gate.openings()
+    }
+
     /// A handle with which another thread, or a signal handler's, ends [`run`](Self::run).
     pub fn stopper(&self) -> Stopper {
         Stopper::new(self.mailbox.door())
@@ -197,7 +203,7 @@ impl<S> Drop for Endpoint<S> {
         // Clients that were admitted but not adopted yet.
         while let Some(notice) = self.mailbox.take() {
             if let Notice::Opened(opened) = notice {
-                opened.into_port(0).0.close();
+                opened.join(0).port.close();
             }
         }
         for channel in self.channels.drain(..).flatten() {

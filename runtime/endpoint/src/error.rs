@@ -110,6 +110,11 @@ pub enum OpenError {
     /// The listener could not make its half of the channel.
     #[error("the listener has no memory or descriptors left for another channel")]
     ListenerExhausted,
+    /// The listener has as many channels as it may have.
+    #[error(
+        "the listener has as many channels as it allows; close some, or raise `Builder::max_channels` there"
+    )]
+    ListenerFull,
     /// The other side did not answer in time.
     #[error("{} did not answer the opening within {after:?}", path.display())]
     TimedOut {

@@ -3,6 +3,9 @@
 use crate::channel::{ChannelId, PeerIdentity};
 use tightbeam_segment::{Counters, PeerFault};
 
+/// Events that an endpoint keeps until they are taken.
+pub const MAX_EVENTS: usize = 1024;
+
 /// A change in an endpoint's channels, in the order in which they happened.
 #[derive(Debug, Clone)]
 #[non_exhaustive]

@@ -27,12 +27,14 @@ mod typed;
 mod wait;
 
 pub use address::Address;
-pub use builder::{Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_OPEN_WITHIN};
+pub use builder::{
+    Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_MAX_CHANNELS, DEFAULT_OPEN_WITHIN,
+};
 pub use channel::{ChannelId, PeerIdentity};
-pub use control::Stopper;
+pub use control::{Openings, Stopper};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
-pub use event::Event;
+pub use event::{Event, MAX_EVENTS};
 pub use handler::{Handler, Handlers, Message, Reply};
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};

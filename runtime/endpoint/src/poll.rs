@@ -2,10 +2,11 @@
 
 use crate::channel::{Channel, ChannelId, Ending};
 use crate::control::{Notice, Watch};
+use crate::event::MAX_EVENTS;
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
 use std::time::Duration;
-use tightbeam_segment::{Arrival, Ended, PeerFault};
+use tightbeam_segment::{Ended, PeerFault};
 
 impl<S> Endpoint<S> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
@@ -80,9 +81,24 @@ impl<S> Endpoint<S> {
         }
     }
 
-    /// The next event, oldest first. Events are noticed by [`poll`](Self::poll) and what polls inside, and kept until taken.
+    /// The next event, oldest first. Events are noticed by [`poll`](Self::poll) and what polls inside, and kept until taken;
+    /// of more than [`MAX_EVENTS`](crate::MAX_EVENTS) the oldest are lost, and [counted](Self::lost_events).
     pub fn next_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// How many events were lost because nobody took them.
+    pub fn lost_events(&self) -> u64 {
+        self.lost_events
+    }
+
+    /// Keeps an event. Peers that come and go must not fill the memory of who never asks for events.
+    fn note(&mut self, event: Event) {
+        if self.events.len() >= MAX_EVENTS {
+            self.events.pop_front();
+            self.lost_events += 1;
+        }
+        self.events.push_back(event);
     }
 
     /// Looks at what the control thread has put into the mailbox.
@@ -98,7 +114,7 @@ impl<S> Endpoint<S> {
                 Notice::Opened(opened) => {
                     let peer = opened.peer;
                     if let Some(channel) = self.adopt(*opened) {
-                        self.events.push_back(Event::Opened { channel, peer });
+                        self.note(Event::Opened { channel, peer });
                     }
                 }
                 Notice::HungUp(label) => self.note_ending(label, Ending::HungUp),
@@ -135,8 +151,10 @@ impl<S> Endpoint<S> {
         self.unique += 1;
         let id = ChannelId::new(slot, self.unique);
         let (peer, memory) = (opened.peer, opened.memory);
-        let (port, socket, pidfd) = opened.into_port(id.0);
-        let channel = Box::new(Channel::new(id, port, peer, memory));
+        let joined = opened.join(id.0);
+        let (socket, pidfd) = (joined.socket, joined.pidfd);
+        let channel = Channel::new(id, joined.port, peer, memory, joined.seat);
+        let channel = Box::new(channel);
         match self.channels.get_mut(slot) {
             Some(free) => *free = Some(channel),
             None => self.channels.push(Some(channel)),
@@ -176,7 +194,7 @@ impl<S> Endpoint<S> {
         self.count_channels();
         self.controller.unwatch(ended.id.0, self.mailbox.door());
         let (channel, counters) = (ended.id, ended.port.counters().clone());
-        self.events.push_back(match end {
+        self.note(match end {
             End::Closed => Event::Closed { channel, counters },
             End::Dead => Event::Dead { channel, counters },
             End::Faulted(fault) => Event::Faulted {
@@ -208,10 +226,9 @@ fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
     channel.settle();
     // Asked before the ring is found empty: what was sent before closing is then not missed.
     let closed = channel.port.peer_ended();
-    match channel.port.arrival() {
-        Arrival::Empty => {}
-        Arrival::Fault(fault) => return Some(End::Faulted(fault)),
-        _ => return None,
+    // Only asked: what is there, a fault among it, the next drain takes.
+    if channel.port.has_arrival() {
+        return None;
     }
     match (closed, ending) {
         (Ended::Closed, _) => Some(End::Closed),

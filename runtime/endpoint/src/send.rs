@@ -86,7 +86,7 @@ impl<S> Endpoint<S> {
         /// Messages handled between two attempts.
         const BUDGET: usize = 64;
         let channel = self.first().ok_or(SendError::NoChannel)?;
-        let mut waiting = Waiting::new(self.deadline);
+        let mut waiting = Waiting::for_room(self.deadline, channel);
         loop {
             match self.try_send_batch_to(channel, batch) {
                 Err(SendError::Full) => {}
@@ -128,7 +128,7 @@ impl<S> Endpoint<S> {
     ) -> Result<(), SendError> {
         /// Messages handled between two attempts.
         const BUDGET: usize = 64;
-        let mut waiting = Waiting::new(within);
+        let mut waiting = Waiting::for_room(within, channel);
         loop {
             match self.try_send_to(channel, handler, payload) {
                 Err(SendError::Full) => {}

@@ -5,6 +5,7 @@
 //! and wakes. Every sleep is bounded, so that a peer that wakes nobody, or moves the waiter elsewhere, costs latency only.
 
 use crate::Endpoint;
+use crate::channel::ChannelId;
 use std::time::{Duration, Instant};
 use tightbeam_segment::Port;
 use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
@@ -36,6 +37,8 @@ pub(crate) struct Waiting {
     deadline: Option<Instant>,
     looks: u32,
     slept: bool,
+    /// The channel in whose send ring there shall be room.
+    pub(crate) room: Option<ChannelId>,
 }
 
 impl Waiting {
@@ -45,6 +48,15 @@ impl Waiting {
             deadline: None,
             looks: 0,
             slept: false,
+            room: None,
+        }
+    }
+
+    /// As [`new`](Self::new), for room in a channel's send ring.
+    pub(crate) fn for_room(within: Duration, channel: ChannelId) -> Waiting {
+        Waiting {
+            room: Some(channel),
+            ..Waiting::new(within)
         }
     }
 }
@@ -107,7 +119,7 @@ impl<S> Endpoint<S> {
         match self.shall_sleep(waiting.looks) {
             true => {
                 waiting.slept = true;
-                self.park(deadline - now);
+                self.park(deadline - now, waiting.room);
             }
             false => std::hint::spin_loop(),
         }
@@ -132,7 +144,7 @@ impl<S> Endpoint<S> {
 
     /// Sleeps until a peer or the control thread wakes this thread, at most for `bound` and [`BOUND`].
     #[cold]
-    fn park(&mut self, bound: Duration) {
+    fn park(&mut self, bound: Duration, room: Option<ChannelId>) {
         let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
         // The words are read first: whatever is changed after this keeps us awake.
         let mut watched = [self.mailbox.watched(); MAX_WORDS];
@@ -149,7 +161,9 @@ impl<S> Endpoint<S> {
         } else {
             bound.min(BOUND)
         };
-        if !self.mailbox.rang() && !ports().any(Port::has_arrival) {
+        let room = room.and_then(|id| self.look_up(id));
+        let has_room = room.is_some_and(|channel| channel.port.has_credit());
+        if !has_room && !self.mailbox.rang() && !ports().any(Port::has_arrival) {
             wake::wait_any(&watched[..count.min(MAX_WORDS)], bound);
             self.spin_budget.punish();
         }

@@ -33,7 +33,7 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
         call: "read the listener's credentials",
         errno,
     })?;
-    if !(options.admit)(&listener) {
+    if !options.gate.admits(&listener) {
         return Err(OpenError::Untrusted {
             path: path.to_path_buf(),
             uid: listener.uid,
@@ -42,7 +42,11 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
     let half = Half::create(options)?;
     let ours = half.identity;
     let descriptor = half.descriptor.as_fd();
-    say(socket.as_fd(), Opening::Hello(ours), Some(descriptor))?;
+    match say(socket.as_fd(), Opening::Hello(ours), Some(descriptor)) {
+        // Refused before it was asked: the answer is there, and says why.
+        Ok(()) | Err(OpenError::HungUp) => {}
+        Err(error) => return Err(error),
+    }
     let (answer, segment) = receive(path, socket.as_fd(), deadline, timed_out)?;
     match (answer, segment) {
         (Opening::Welcome(identity), Some(segment)) => {
@@ -86,6 +90,7 @@ fn refused(theirs: tightbeam_segment::Identity, why: Refusal) -> OpenError {
             uid: control::own_uid(),
         },
         Refusal::Exhausted => OpenError::ListenerExhausted,
+        Refusal::Full => OpenError::ListenerFull,
         Refusal::Segment => OpenError::Opening("it cannot use our segment"),
     }
 }
@@ -98,9 +103,12 @@ fn receive(
     timed_out: impl Fn() -> OpenError,
 ) -> Result<(Opening, Option<OwnedFd>), OpenError> {
     let mut buffer = [0; BYTES + 1];
+    let mut reset = false;
     let received = loop {
         match control::receive(socket, &mut buffer) {
             Ok(received) => break received,
+            // Said once, before what was sent: a listener that refuses hangs up without reading.
+            Err(Errno::CONNRESET) if !reset => reset = true,
             Err(Errno::AGAIN) => {
                 let left = deadline.saturating_duration_since(Instant::now());
                 if left.is_zero() {

@@ -4,12 +4,15 @@
 //! the endpoint that it concerns, whose data thread learns of it by one load a poll.
 
 mod connect;
+mod gate;
 mod listener;
 mod mailbox;
 mod thread;
 mod wire;
 
 pub(crate) use connect::connect;
+pub use gate::Openings;
+pub(crate) use gate::{Gate, Seat};
 pub(crate) use listener::{Listener, bind};
 pub use mailbox::Stopper;
 pub(crate) use mailbox::{Mailbox, Notice};
@@ -35,7 +38,7 @@ pub(crate) type Policy = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
 pub(crate) struct OpenOptions {
     pub(crate) layout: Layout,
     pub(crate) memory: MemoryOptions,
-    pub(crate) admit: Policy,
+    pub(crate) gate: Arc<Gate>,
     pub(crate) within: Duration,
 }
 
@@ -79,6 +82,16 @@ pub(crate) struct Opened {
     pub(crate) peer: PeerIdentity,
     pub(crate) socket: OwnedFd,
     pub(crate) pidfd: OwnedFd,
+    /// Of the channels that others may open, this is one.
+    seat: Option<Seat>,
+}
+
+/// What a channel is made of once its two halves are joined.
+pub(crate) struct Joined {
+    pub(crate) port: Port,
+    pub(crate) socket: OwnedFd,
+    pub(crate) pidfd: OwnedFd,
+    pub(crate) seat: Option<Seat>,
 }
 
 impl Opened {
@@ -106,7 +119,16 @@ impl Opened {
             peer,
             socket,
             pidfd,
+            seat: None,
         })
+    }
+
+    /// With the seat that it was given.
+    fn seated(self, seat: Seat) -> Opened {
+        Opened {
+            seat: Some(seat),
+            ..self
+        }
     }
 
     /// Whether the peer has done its part: nobody can change the shape of my segment, or map it writable, any more.
@@ -115,12 +137,13 @@ impl Opened {
     }
 
     /// Joins the two halves.
-    pub(crate) fn into_port(self, label: u64) -> (Port, OwnedFd, OwnedFd) {
-        (
-            Port::new(self.own, self.theirs, label),
-            self.socket,
-            self.pidfd,
-        )
+    pub(crate) fn join(self, label: u64) -> Joined {
+        Joined {
+            port: Port::new(self.own, self.theirs, label),
+            socket: self.socket,
+            pidfd: self.pidfd,
+            seat: self.seat,
+        }
     }
 }
 

@@ -8,6 +8,7 @@
 //!
 //! A client that connects and says nothing holds one descriptor until its deadline and delays nobody.
 
+use super::gate::Outcome;
 use super::mailbox::{Door, Notice};
 use super::wire::{BYTES, Opening, Refusal};
 use super::{Half, OpenOptions, Opened};
@@ -17,6 +18,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
+use tightbeam_segment::{Identity, Incarnation};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
 use tightbeam_sys::wake;
@@ -24,9 +26,9 @@ use tightbeam_sys::wake;
 /// A peer whose socket hung up but whose process lives is given this long to end: a dying process closes its descriptors
 /// before its pidfd says so (up to 1.7 ms measured).
 const GRACE: Duration = Duration::from_millis(250);
-/// A listener that ran out of descriptors rests this long.
+/// A listener that ran out of descriptors rests this long; so does what the kernel had no memory to watch.
 const REST: Duration = Duration::from_millis(100);
-/// Openings under way at a time, for all listeners; further clients wait in the backlog.
+/// Openings under way at a time, for each listener; further clients wait in its backlog.
 const MAX_OPENINGS: usize = 64;
 
 /// A channel's connection, to be watched until it ends.
@@ -86,6 +88,7 @@ impl Controller {
             alarm: Arc::clone(&alarm),
             inbox,
             items: HashMap::new(),
+            resting: HashMap::new(),
             next_token: ALARM + 1,
         };
         std::thread::Builder::new()
@@ -135,6 +138,8 @@ struct Thread {
     alarm: Arc<Alarm>,
     inbox: Receiver<Command>,
     items: HashMap<u64, Item>,
+    /// What is not watched, and since it is to be, when to try again.
+    resting: HashMap<u64, Instant>,
     next_token: u64,
 }
 
@@ -144,7 +149,6 @@ enum Item {
         socket: OwnedFd,
         options: OpenOptions,
         door: Door,
-        resting_until: Option<Instant>,
     },
     /// Somebody who has connected, and may have said hello.
     Opening {
@@ -217,8 +221,10 @@ impl Thread {
     fn insert(&mut self, item: Item) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
-        // Fails only for want of kernel memory; then a hang-up shows late: at the deadline, or by the pidfd.
-        let _ = self.watcher.add(item.descriptor(), token);
+        // Fails only for want of kernel memory, or of leave to watch so much (`fs.epoll.max_user_watches`).
+        if self.watcher.add(item.descriptor(), token).is_err() {
+            self.resting.insert(token, Instant::now() + REST);
+        }
         self.items.insert(token, item);
         token
     }
@@ -236,7 +242,6 @@ impl Thread {
                     socket,
                     options,
                     door,
-                    resting_until: None,
                 });
             }
             Command::Unlisten { id, door: of, done } => {
@@ -327,24 +332,24 @@ impl Thread {
     }
 
     fn accept(&mut self, token: u64) {
-        let openings = self
-            .items
-            .values()
-            .filter(|i| matches!(i, Item::Opening { .. }))
-            .count();
         let Some(Item::Listener {
             id,
             socket,
             options,
             door,
-            resting_until,
-        }) = self.items.get_mut(&token)
+        }) = self.items.get(&token)
         else {
             return;
         };
+        let of_this = |item: &&Item| matches!(item, Item::Opening { listener, door: of, .. } if listener == id && of.same(door));
+        let openings = self.items.values().filter(of_this).count();
         if openings < MAX_OPENINGS {
             match control::accept(socket.as_fd()) {
                 Ok(client) => {
+                    // Before it is waited for, and before anything is spent on it.
+                    if !is_admitted(&client, options) {
+                        return turn_away(&client, options, ours(options), Refusal::NotAdmitted);
+                    }
                     let opening = Item::Opening {
                         listener: *id,
                         client: Client::Connected(client),
@@ -361,7 +366,7 @@ impl Thread {
         }
         // Out of descriptors, or too many openings: the client stays in the backlog.
         self.watcher.remove(socket.as_fd());
-        *resting_until = Some(Instant::now() + REST);
+        self.resting.insert(token, Instant::now() + REST);
     }
 
     /// A client has said something, or has hung up. Whoever breaks the rules is dropped, its socket with it.
@@ -377,19 +382,19 @@ impl Thread {
             return;
         };
         self.watcher.remove(client.socket());
+        let gate = Arc::clone(&options.gate);
         let mut buffer = [0; BYTES + 1];
-        let Ok(received) = control::receive(client.socket(), &mut buffer) else {
-            return;
+        let received = match control::receive(client.socket(), &mut buffer) {
+            Ok(received) if !received.too_many && !received.truncated => received,
+            _ => return gate.count(Outcome::BrokenOff),
         };
-        if received.too_many || received.truncated {
-            return;
-        }
         let said = Opening::parse(&buffer[..received.bytes]);
         let mut descriptors = received.descriptors.into_iter();
         match (client, said, descriptors.next(), descriptors.next()) {
             (Client::Connected(socket), Some(Opening::Hello(hello)), Some(segment), None) => {
-                let Some(opened) = admit(hello, segment, socket, &options) else {
-                    return;
+                let opened = match admit(hello, segment, &socket, &options) {
+                    Ok(opened) => opened,
+                    Err((ours, why)) => return turn_away(&socket, &options, ours, why),
                 };
                 self.insert(Item::Opening {
                     listener,
@@ -403,14 +408,14 @@ impl Thread {
                 if opened.is_settled() =>
             {
                 door.put(Notice::Opened(opened));
+                gate.count(Outcome::Opened);
             }
-            _ => {}
+            _ => gate.count(Outcome::BrokenOff),
         }
     }
 
     fn next_deadline(&self) -> Option<Instant> {
         let deadline = |item: &Item| match item {
-            Item::Listener { resting_until, .. } => *resting_until,
             Item::Opening { deadline, .. } => Some(*deadline),
             Item::Channel {
                 hung_up,
@@ -419,7 +424,8 @@ impl Thread {
             } => hung_up.map(|at| at + GRACE),
             _ => None,
         };
-        self.items.values().filter_map(deadline).min()
+        let ends = self.items.values().filter_map(deadline);
+        ends.chain(self.resting.values().copied()).min()
     }
 
     /// Drops what matches. Each is taken from the watcher first: closing alone does not do that while a fork of this process
@@ -436,88 +442,86 @@ impl Thread {
     }
 
     fn expire(&mut self, now: Instant) {
-        self.drop_items(|item| matches!(item, Item::Opening { deadline, .. } if *deadline <= now));
-        let watcher = &self.watcher;
-        self.items.retain(|&token, item| match item {
-            Item::Listener {
-                socket,
-                resting_until,
-                ..
-            } => {
-                if resting_until.is_some_and(|until| until <= now) {
-                    *resting_until = match watcher.add(socket.as_fd(), token) {
-                        Ok(()) => None,
-                        Err(_) => Some(now + REST),
-                    };
-                }
+        self.drop_items(|item| match item {
+            Item::Opening {
+                deadline, options, ..
+            } if *deadline <= now => {
+                options.gate.count(Outcome::BrokenOff);
                 true
             }
-            Item::Channel {
+            _ => false,
+        });
+        let (watcher, items) = (&self.watcher, &self.items);
+        self.resting.retain(|token, until| {
+            let Some(item) = items.get(token) else {
+                return false;
+            };
+            if *until > now {
+                return true;
+            }
+            *until = now + REST;
+            watcher.add(item.descriptor(), *token).is_err()
+        });
+        for item in self.items.values_mut() {
+            if let Item::Channel {
                 label,
                 door,
                 hung_up,
                 ended: false,
                 ..
-            } => {
-                if hung_up.is_some_and(|at| at + GRACE <= now) {
-                    *hung_up = None;
-                    door.put(Notice::Lingering(*label));
-                }
-                true
+            } = item
+                && hung_up.is_some_and(|at| at + GRACE <= now)
+            {
+                *hung_up = None;
+                door.put(Notice::Lingering(*label));
             }
-            _ => true,
-        });
+        }
     }
 }
 
-/// The listener's side of the opening, once the hello is there.
-fn admit(
-    hello: tightbeam_segment::Identity,
-    segment: OwnedFd,
-    socket: OwnedFd,
-    options: &OpenOptions,
-) -> Option<Opened> {
+/// What a listener says of itself to whom it refuses.
+fn ours(options: &OpenOptions) -> Identity {
     let page = tightbeam_sys::memory::page_size() as u32;
-    let nobody = tightbeam_segment::Incarnation([0; 2]);
-    let ours = tightbeam_segment::Identity::ours(options.layout, page, nobody);
-    // Before anything is spent on it.
-    let admitted =
-        control::credentials(socket.as_fd()).is_ok_and(|credentials| (options.admit)(&credentials));
-    if !admitted {
-        refuse(&socket, Opening::Refusal(ours, Refusal::NotAdmitted));
-        return None;
-    }
-    let Ok(half) = Half::create(options) else {
-        refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
-        return None;
-    };
-    let ours = half.identity;
-    let (Ok(memory), Ok(client)) = (half.descriptor.try_clone(), socket.try_clone()) else {
-        refuse(&socket, Opening::Refusal(ours, Refusal::Exhausted));
-        return None;
-    };
-    let opened = match Opened::new(half, hello, segment, socket) {
-        Ok(opened) => opened,
-        Err(OpenError::Mismatch(_)) => {
-            refuse(&client, Opening::Refusal(ours, Refusal::Mismatch));
-            return None;
-        }
-        Err(OpenError::PeerMemory(_)) => {
-            refuse(&client, Opening::Refusal(ours, Refusal::Segment));
-            return None;
-        }
-        Err(_) => {
-            refuse(&client, Opening::Refusal(ours, Refusal::Exhausted));
-            return None;
-        }
-    };
-    let welcome = Opening::Welcome(ours).to_bytes();
-    // A client that has gone meanwhile: its channel never was.
-    control::send(client.as_fd(), &welcome, Some(memory.as_fd())).ok()?;
-    Some(opened)
+    Identity::ours(options.layout, page, Incarnation([0; 2]))
 }
 
-fn refuse(socket: &OwnedFd, refusal: Opening) {
+fn is_admitted(client: &OwnedFd, options: &OpenOptions) -> bool {
+    control::credentials(client.as_fd()).is_ok_and(|credentials| options.gate.admits(&credentials))
+}
+
+/// Tells a client that it gets no channel, and why; counts that.
+fn turn_away(client: &OwnedFd, options: &OpenOptions, ours: Identity, why: Refusal) {
+    options.gate.count(Outcome::Refused(why));
+    let refusal = Opening::Refusal(ours, why).to_bytes();
     // A client that has gone does not need the reason.
-    let _ = control::send(socket.as_fd(), &refusal.to_bytes(), None);
+    let _ = control::send(client.as_fd(), &refusal, None);
+}
+
+/// The listener's side of the opening, once the hello of an admitted client is there: a welcome, or why not.
+fn admit(
+    hello: Identity,
+    segment: OwnedFd,
+    client: &OwnedFd,
+    options: &OpenOptions,
+) -> Result<Opened, (Identity, Refusal)> {
+    let exhausted = |_| (ours(options), Refusal::Exhausted);
+    let Some(seat) = options.gate.seat() else {
+        return Err((ours(options), Refusal::Full));
+    };
+    let half = Half::create(options).map_err(exhausted)?;
+    let ours = half.identity;
+    let memory = half
+        .descriptor
+        .try_clone()
+        .map_err(|_| (ours, Refusal::Exhausted))?;
+    let socket = client.try_clone().map_err(|_| (ours, Refusal::Exhausted))?;
+    let opened = Opened::new(half, hello, segment, socket).map_err(|error| match error {
+        OpenError::Mismatch(_) => (ours, Refusal::Mismatch),
+        OpenError::PeerMemory(_) => (ours, Refusal::Segment),
+        _ => (ours, Refusal::Exhausted),
+    })?;
+    let welcome = Opening::Welcome(ours).to_bytes();
+    // A client that has gone meanwhile is found hung up by who watches it.
+    let _ = control::send(client.as_fd(), &welcome, Some(memory.as_fd()));
+    Ok(opened.seated(seat))
 }

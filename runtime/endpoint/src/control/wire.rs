@@ -63,6 +63,8 @@ pub(super) enum Refusal {
     Exhausted,
     /// The client's segment is not acceptable.
     Segment,
+    /// As many channels as there may be.
+    Full,
 }
 
 const HELLO: u32 = 1;
@@ -71,11 +73,12 @@ const REFUSAL: u32 = 3;
 const READY: u32 = 4;
 
 impl Refusal {
-    const ALL: [Refusal; 4] = [
+    pub(super) const ALL: [Refusal; 5] = [
         Refusal::Mismatch,
         Refusal::NotAdmitted,
         Refusal::Exhausted,
         Refusal::Segment,
+        Refusal::Full,
     ];
 }
 

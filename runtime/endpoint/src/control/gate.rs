@@ -1,0 +1,122 @@
+//! Who may open a channel, how many may be open, and how many were turned away.
+
+use super::Policy;
+use super::wire::Refusal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use tightbeam_sys::control::Credentials;
+
+/// What became of those who wanted a channel of an endpoint that listens, since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct Openings {
+    /// They have one, or had.
+    pub opened: u64,
+    /// The policy did not admit their user.
+    pub not_admitted: u64,
+    /// Another version, layout or page size.
+    pub mismatched: u64,
+    /// The endpoint had as many channels as it may have.
+    pub full: u64,
+    /// No memory or descriptors here for another channel.
+    pub exhausted: u64,
+    /// What they passed was no acceptable segment.
+    pub bad_segment: u64,
+    /// They broke the rules of the opening, hung up, or said nothing until their time was over.
+    pub broken_off: u64,
+}
+
+/// What became of one of them.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Outcome {
+    Opened,
+    Refused(Refusal),
+    BrokenOff,
+}
+
+/// Shared by an endpoint, its listeners, and the control thread.
+pub(crate) struct Gate {
+    policy: Policy,
+    most: usize,
+    taken: AtomicUsize,
+    opened: AtomicU64,
+    refused: [AtomicU64; Refusal::ALL.len()],
+    broken_off: AtomicU64,
+}
+
+impl Gate {
+    /// Admits by `policy`, and at most `most` channels at a time.
+    pub(crate) fn new(policy: Policy, most: usize) -> Arc<Gate> {
+        Arc::new(Gate {
+            policy,
+            most,
+            taken: AtomicUsize::new(0),
+            opened: AtomicU64::new(0),
+            refused: [const { AtomicU64::new(0) }; Refusal::ALL.len()],
+            broken_off: AtomicU64::new(0),
+        })
+    }
+
+    pub(super) fn admits(&self, credentials: &Credentials) -> bool {
+        (self.policy)(credentials)
+    }
+
+    /// A seat for another channel, if there is one left.
+    pub(super) fn seat(self: &Arc<Gate>) -> Option<Seat> {
+        // Only the control thread takes seats, so nobody else can pass the limit between the look and the step.
+        if self.taken.load(Ordering::Relaxed) >= self.most {
+            return None;
+        }
+        self.taken.fetch_add(1, Ordering::Relaxed);
+        Some(Seat(Arc::clone(self)))
+    }
+
+    pub(super) fn count(&self, outcome: Outcome) {
+        let counter = match outcome {
+            Outcome::Opened => &self.opened,
+            Outcome::Refused(why) => &self.refused[why as usize],
+            Outcome::BrokenOff => &self.broken_off,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn openings(&self) -> Openings {
+        let refused = |why: Refusal| self.refused[why as usize].load(Ordering::Relaxed);
+        Openings {
+            opened: self.opened.load(Ordering::Relaxed),
+            not_admitted: refused(Refusal::NotAdmitted),
+            mismatched: refused(Refusal::Mismatch),
+            full: refused(Refusal::Full),
+            exhausted: refused(Refusal::Exhausted),
+            bad_segment: refused(Refusal::Segment),
+            broken_off: self.broken_off.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// One of the channels that a gate allows; given back on drop.
+pub(crate) struct Seat(Arc<Gate>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.taken.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seats_are_given_back() {
+        let gate = Gate::new(Arc::new(|_| true), 2);
+        let first = gate.seat().unwrap();
+        let second = gate.seat().unwrap();
+        assert!(gate.seat().is_none());
+        drop(first);
+        let third = gate.seat().unwrap();
+        assert!(gate.seat().is_none());
+        drop((second, third));
+        assert_eq!(gate.taken.load(Ordering::Relaxed), 0);
+    }
+}
