@@ -3,7 +3,7 @@
 
 mod support;
 
-use support::{PATIENCE, Peer, Scratch, connect, next_event, role};
+use support::{PATIENCE, Peer, Scratch, connect, next_event, opened, role};
 use tightbeam::{Batch, Counter, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply};
 
 const NUMBERED: u16 = 1;
@@ -128,4 +128,36 @@ fn a_batch_that_was_not_sent_stays() {
     assert!(batch.is_empty());
     assert!(!batch.push(1, &[0; MAX_MESSAGE]), "no room for its head");
     assert!(batch.push(1, &[0; MAX_MESSAGE - 8]));
+}
+
+/// The control thread has told of the hang-up before the first batch is looked at.
+#[test]
+fn a_batch_that_is_found_after_the_hang_up_is_handled_once() {
+    const BATCHES: u64 = 200;
+    let scratch = Scratch::new("batch-late");
+    let handlers = Handlers::new().on(PLAIN, |seen: &mut Seen, _, _| seen.next += 1);
+    let builder = Endpoint::builder()
+        .state(Seen::default())
+        .handlers(handlers);
+    let mut server = builder.listen(&scratch.address()).expect("a free path");
+    let mut client = connect(&scratch.address());
+    opened(&mut server);
+    let mut batch = Batch::new();
+    for _ in 0..BATCHES {
+        assert!((0..5).all(|_| batch.push(PLAIN, b"late")));
+        client.send_batch(&mut batch).expect("room");
+    }
+    drop(client);
+    // What the one thread does for these, it does after that.
+    let other = Scratch::new("batch-other");
+    let _listens = Endpoint::builder()
+        .listen(&other.address())
+        .expect("a free path");
+    (0..3).for_each(|_| drop(connect(&other.address())));
+    let end = next_event(&mut server);
+    let Event::Closed { counters, .. } = end else {
+        panic!("{end:?}");
+    };
+    assert_eq!(server.state().next, 5 * BATCHES);
+    assert_eq!(counters.get(Counter::Received), 5 * BATCHES);
 }

@@ -11,7 +11,7 @@
 //! order. Whoever sends decides what goes together: nothing waits in a batch that was not asked for (as in D9, where
 //! several messages share a packet only when there are several).
 
-use crate::descriptor::Outgoing;
+use crate::descriptor::{Descriptor, Outgoing};
 use crate::layout::MAX_MESSAGE;
 use crate::port::Port;
 use crate::receive::Incoming;
@@ -104,14 +104,17 @@ impl Port {
     /// the port to send through, and says how many there were. Then the batch is to be [`consume`](Self::consume)d.
     ///
     /// The batch is copied out first, so that nobody can change it any more. One that contradicts itself is a fault: what is
-    /// left of it is not handed over.
+    /// left of it is not handed over. Where `each` unwinds, the port goes on holding the batch, and the next call goes on with
+    /// the message after that one.
     #[inline]
     pub fn unpack(&mut self, mut each: impl FnMut(u16, Incoming<'_>, &Port)) -> usize {
         self.copy_out(self.header.get());
         // With COPIED set, so nothing overwrites the scratch until the batch has been consumed.
         let batch = self.header.get();
         let bytes = self.scratch.bytes(batch.payload_len());
-        let (mut at, mut messages) = (0, 0);
+        let restore = Restore { port: self, batch };
+        let mut messages = 0;
+        let mut at = self.batch_at.get();
         while at < bytes.len() {
             let message = bytes[at..].split_first_chunk().and_then(|(head, rest)| {
                 let head = u64::from_ne_bytes(*head);
@@ -125,15 +128,31 @@ impl Port {
             };
             self.scratch.begin_at(at + WORD);
             self.header.set(batch.of_batch(handler, len));
-            each(handler, Incoming::of(self), self);
             at += taken;
+            self.batch_at.set(at);
+            self.unpacked.set(self.unpacked.get().wrapping_add(1));
             messages += 1;
+            each(handler, Incoming::of(self), self);
         }
-        self.scratch.begin_at(0);
-        self.header.set(batch);
-        let extra = (messages as u64).saturating_sub(1);
-        self.unpacked.set(self.unpacked.get().wrapping_add(extra));
+        drop(restore);
+        self.batch_at.set(0);
+        // The batch itself will be counted as one.
+        let unpacked = self.unpacked.get().wrapping_sub(u64::from(at > 0));
+        self.unpacked.set(unpacked);
         messages
+    }
+}
+
+/// Makes the port hold the whole batch again, however its messages were left: a handler may unwind.
+struct Restore<'a> {
+    port: &'a Port,
+    batch: Descriptor,
+}
+
+impl Drop for Restore<'_> {
+    fn drop(&mut self) {
+        self.port.scratch.begin_at(0);
+        self.port.header.set(self.batch);
     }
 }
 

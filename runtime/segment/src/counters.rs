@@ -36,6 +36,8 @@ counters! {
     ReplyUnwanted = "reply_unwanted",
     /// Calls whose handler returned without replying; the caller is told.
     CallUnanswered = "call_unanswered",
+    /// Handlers that unwound (panicked): their message counts as handled, and a caller was told that there is no reply.
+    HandlerUnwound = "handler_unwound",
     /// Times the send ring had no room.
     Full = "full",
     /// Times the send ring started over at its first slot while it was drained (hot set).

@@ -48,6 +48,8 @@ pub struct Port {
     pub(crate) scratch: Scratch,
     /// Messages that came in batches, less the batches.
     pub(crate) unpacked: Cell<u64>,
+    /// Byte of the batch being unpacked at which the next message is.
+    pub(crate) batch_at: Cell<usize>,
     /// Numbers of our calls that await their answer, or [`NO_CALL`].
     pub(crate) calls: [Cell<u32>; MAX_CALLS],
     pub(crate) fault: Cell<Option<PeerFault>>,
@@ -79,6 +81,7 @@ impl Port {
             header: Cell::new(Descriptor(Descriptor::CONSUMED)),
             scratch: Scratch::new(),
             unpacked: Cell::new(0),
+            batch_at: Cell::new(0),
             calls: [const { Cell::new(NO_CALL) }; MAX_CALLS],
             fault: Cell::new(None),
             counters: Counters::default(),

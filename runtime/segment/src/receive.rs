@@ -216,6 +216,13 @@ impl Port {
         self.header.get().0 & Descriptor::CONSUMED == 0
     }
 
+    /// Whether that is a batch.
+    pub fn holds_batch(&self) -> bool {
+        let own_bits = Descriptor::COPIED | Descriptor::CONSUMED;
+        let found = Descriptor(self.header.get().0 & !own_bits);
+        found.kind() == Some(Kind::Batch)
+    }
+
     /// Whether the reply to this open call is at the head of the ring; takes it if so. Looks up to `spins` times
     /// more while there is nothing at all.
     #[inline(always)]
