@@ -77,6 +77,45 @@ fn who_is_not_admitted_is_told_before_it_says_anything() {
     assert_eq!(openings.not_admitted, 201, "{openings:?}");
 }
 
+/// The control thread survives it, and other endpoints with it.
+#[test]
+fn a_policy_that_panics_admits_nobody() {
+    let scratch = Scratch::new("policy-panics");
+    let builder = Endpoint::builder().admit(|_| panic!("on purpose"));
+    let server = builder.listen(&scratch.address()).expect("a free path");
+    for attempts in 1..=2 {
+        let refused = Endpoint::connect(&scratch.address()).err().expect("no");
+        assert!(
+            matches!(refused, OpenError::NotAdmitted { .. }),
+            "{refused:?}"
+        );
+        assert_eq!(server.openings().not_admitted, attempts);
+    }
+}
+
+/// Between the client's last word and the listener's end there is no gap in which a channel is neither open nor closed.
+#[test]
+fn a_listener_that_ends_closes_the_channels_that_it_was_opening() {
+    for round in 0..300 {
+        let scratch = Scratch::new("ends");
+        let server = Endpoint::builder()
+            .listen(&scratch.address())
+            .expect("a free path");
+        let address = scratch.address();
+        let client = std::thread::spawn(move || {
+            let Ok(mut client) = Endpoint::connect(&address) else {
+                return;
+            };
+            let end = next_event(&mut client);
+            assert!(matches!(end, Event::Closed { .. }), "{end:?}");
+        });
+        // Each time a little later, from before the hello to after the end of the opening.
+        std::thread::sleep(Duration::from_micros(5 * round));
+        drop(server);
+        client.join().expect("closed, or never open");
+    }
+}
+
 #[test]
 fn whoever_breaks_off_is_counted() {
     let scratch = Scratch::new("broken-off");

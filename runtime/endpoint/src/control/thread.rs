@@ -431,14 +431,20 @@ impl Thread {
     /// Drops what matches. Each is taken from the watcher first: closing alone does not do that while a fork of this process
     /// holds a duplicate, and what is ready for ever would keep this thread awake.
     fn drop_items(&mut self, matches: impl Fn(&Item) -> bool) {
-        let watcher = &self.watcher;
-        self.items.retain(|_, item| {
-            let dropped = matches(item);
-            if dropped {
-                watcher.remove(item.descriptor());
+        let found = self.items.iter().filter(|(_, item)| matches(item));
+        let tokens: Vec<u64> = found.map(|(&token, _)| token).collect();
+        for item in tokens.iter().filter_map(|token| self.items.remove(token)) {
+            self.watcher.remove(item.descriptor());
+            // A client that is ready, but has not been heard, takes its channel for open: it is told that it was closed.
+            if let Item::Opening {
+                client: Client::Welcomed(opened),
+                ..
+            } = item
+                && opened.is_settled()
+            {
+                opened.join(0).port.close();
             }
-            !dropped
-        });
+        }
     }
 
     fn expire(&mut self, now: Instant) {
