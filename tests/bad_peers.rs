@@ -491,6 +491,7 @@ fn refusals_give_their_reason() {
         (1u32, ["does not admit user", "its policy decides"]),
         (2, ["no memory or descriptors", "the listener"]),
         (3, ["cannot use our segment", "broke the rules"]),
+        (4, ["as many channels as it allows", "max_channels"]),
     ] {
         let mut refusal = opening(REFUSAL, identity());
         refusal[48..52].copy_from_slice(&reason.to_ne_bytes());

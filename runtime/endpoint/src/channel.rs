@@ -192,7 +192,7 @@ impl Channel {
         }
         if handled > 0 || settled {
             self.port.finish_drain();
-            // It may sleep until there is room.
+            // It may sleep until there is room, or until there is what handlers have sent.
             wake_if_asleep(&self.port);
         }
         handled

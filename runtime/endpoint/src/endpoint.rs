@@ -187,7 +187,7 @@ impl<S> Endpoint<S> {
 fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
     channel.port.close();
     if channel.port.peer_asleep() {
-        tightbeam_sys::wake::wake(channel.port.bump_wake_word());
+        tightbeam_sys::wake::wake_one(channel.port.bump_wake_word());
     }
     controller.unwatch(channel.id.0, mailbox.door());
 }

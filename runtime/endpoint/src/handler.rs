@@ -4,7 +4,7 @@
 //! by a bounded index instead of an address, so that no peer needs to be trusted.
 
 use crate::channel::ChannelId;
-use crate::send::wake_if_asleep;
+use crate::send::wake_from_handler;
 use crate::{SendError, TypedMessage};
 use tightbeam_segment::{Answer, Counter, Incoming, Lookout, Outgoing, Port, TrySendError};
 
@@ -190,7 +190,7 @@ impl<'a> Reply<'a> {
             return;
         }
         match port.try_reply(payload) {
-            Ok(()) => wake_if_asleep(port),
+            Ok(()) => wake_from_handler(port),
             Err(error) => unsent(port, error),
         }
     }
@@ -198,7 +198,7 @@ impl<'a> Reply<'a> {
     /// Sends another message to the same peer, without waiting. [`SendError::Full`] if there is no room now.
     pub fn try_send(&self, handler: u16, payload: &[u8]) -> Result<(), SendError> {
         self.0.try_send(Outgoing::message(handler), payload)?;
-        wake_if_asleep(self.0);
+        wake_from_handler(self.0);
         Ok(())
     }
 
@@ -228,7 +228,7 @@ impl Drop for Reply<'_> {
 #[cold]
 fn refuse(port: &Port, why: Answer) {
     if port.handling_wants_reply() && port.try_refuse(why).is_ok() {
-        wake_if_asleep(port);
+        wake_from_handler(port);
     }
 }
 

@@ -18,7 +18,16 @@ pub(crate) fn wake_if_asleep(port: &Port) {
 #[cold]
 #[inline(never)]
 fn wake_peer(port: &Port) {
-    wake::wake(port.bump_wake_word());
+    wake::wake_one(port.bump_wake_word());
+}
+
+/// The same from a handler: once a drain, which wakes again when it ends. A peer that always says that it sleeps costs two
+/// system calls a drain then, not one for each message that it has answered.
+#[inline(always)]
+pub(crate) fn wake_from_handler(port: &Port) {
+    if port.peer_asleep() && port.take_wake() {
+        wake_peer(port);
+    }
 }
 
 #[inline(always)]

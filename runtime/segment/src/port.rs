@@ -52,6 +52,8 @@ pub struct Port {
     pub(crate) batch_at: Cell<usize>,
     /// Numbers of our calls that await their answer, or [`NO_CALL`].
     pub(crate) calls: [Cell<u32>; MAX_CALLS],
+    /// A handler has woken the peer in this drain.
+    pub(crate) woken: Cell<bool>,
     pub(crate) fault: Cell<Option<PeerFault>>,
     pub(crate) counters: Counters,
     label: u64,
@@ -83,6 +85,7 @@ impl Port {
             unpacked: Cell::new(0),
             batch_at: Cell::new(0),
             calls: [const { Cell::new(NO_CALL) }; MAX_CALLS],
+            woken: Cell::new(false),
             fault: Cell::new(None),
             counters: Counters::default(),
             label,
@@ -172,6 +175,11 @@ impl Port {
         // What was sent must not be stored after this load; a sleeper's `membarrier` sees to it on the CPU.
         compiler_barrier();
         self.peer.head::<STATE_LINE>().load(STATE_ASLEEP) != 0
+    }
+
+    /// Whether nobody has asked this since the last drain ended.
+    pub fn take_wake(&self) -> bool {
+        !self.woken.replace(true)
     }
 
     /// Changes the word that a sleeping peer waits on; the caller then makes the wake-up call on it.

@@ -387,6 +387,7 @@ impl Port {
     /// Publishes what has been consumed: call it when a drain ends, so that a peer that only sends gets its credit.
     #[inline(always)]
     pub fn finish_drain(&self) {
+        self.woken.set(false);
         self.publish_cursor();
     }
 

@@ -86,12 +86,17 @@ pub fn wait(word: &AtomicU64, value: u64, bound: Duration) {
     }
 }
 
-/// Wakes everybody who sleeps on `word`.
-pub fn wake<'a>(word: impl Into<WordAddress<'a>>) {
-    let address = low_half(word.into());
+/// Wakes one who sleeps on `word`: on a word that a peer sleeps on there is one honest sleeper, and a peer that puts more
+/// there must not make this call longer.
+pub fn wake_one<'a>(word: impl Into<WordAddress<'a>>) {
+    wake(word.into(), 1);
+}
+
+/// Wakes up to `most` who sleep on `word`.
+fn wake(word: WordAddress<'_>, most: i32) {
     // SAFETY: lifetime: the kernel uses the address only to find sleepers.
     unsafe {
-        libc::syscall(libc::SYS_futex, address, libc::FUTEX_WAKE, i32::MAX);
+        libc::syscall(libc::SYS_futex, low_half(word), libc::FUTEX_WAKE, most);
     }
 }
 
@@ -123,7 +128,7 @@ impl Bell {
     pub fn ring(&self) {
         // Release: pairs with the Acquire in `value`; what was done before ringing is seen by who sees the new value.
         self.0.fetch_add(1, Ordering::Release);
-        wake(&self.0);
+        wake((&self.0).into(), i32::MAX);
     }
 
     /// The value now.

@@ -78,7 +78,7 @@ impl Release {
             Release::Word(block, index) => {
                 let word = &block.words()[*index];
                 word.store(u64::MAX, Ordering::Relaxed);
-                tightbeam_sys::wake::wake(word);
+                tightbeam_sys::wake::wake_one(word);
             }
         }
     }

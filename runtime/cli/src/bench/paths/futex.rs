@@ -18,7 +18,7 @@ use std::path::Path as FilePath;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use tightbeam_sys::block::{SharedBlock, wait_unbounded};
-use tightbeam_sys::wake::wake;
+use tightbeam_sys::wake::wake_one;
 
 pub(crate) struct Futex;
 
@@ -71,7 +71,7 @@ impl Half {
         }
         // Release: pairs with the Acquire in `recv`.
         direction[0].store(self.outgoing.count(), Ordering::Release);
-        wake(&direction[0]);
+        wake_one(&direction[0]);
     }
 
     #[inline(always)]
