@@ -242,4 +242,13 @@ mod tests {
             assert_eq!(right.arrival(), Arrival::Fault(fault));
         }
     }
+
+    /// A receiver gets through with it what it may handle at once; of empty batches that would be any number.
+    #[test]
+    fn a_batch_of_nothing_is_a_fault() {
+        let (left, mut right) = testing::pair(Layout::new(64).unwrap());
+        left.try_send(Outgoing::batch(), &[]).unwrap();
+        let fault = PeerFault::Batch { at: 0 };
+        assert_eq!(right.arrival(), Arrival::Fault(fault));
+    }
 }
