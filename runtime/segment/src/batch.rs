@@ -1,11 +1,14 @@
 //! Several messages in one: fewer lines for a stream of small ones.
 //!
 //! ```text
-//!  63      48 47           16 15        0
-//! +----------+---------------+-----------+------------------------------+----------+---
-//! | handler  |       0       |  length   |  payload, zeros to 8 bytes   | the next | ...
-//! +----------+---------------+-----------+------------------------------+----------+---
+//!  63      48 47   32 31   16 15     0
+//! +----------+-------+-------+--------+----------------------------+---------------------+-----+---
+//! | handler  |   0   | more  | length | payload, zeros to 8 bytes  | payload of the next | ... | the next run
+//! +----------+-------+-------+--------+----------------------------+---------------------+-----+---
 //! ```
+//!
+//! Messages of one length for one handler form a *run*: its head says how many come after the first. So 32-byte messages
+//! lie two to a line.
 //!
 //! A batch travels as one message of its own kind and is copied out as one; then each of its messages meets its handler, in
 //! order. Whoever sends decides what goes together: nothing waits in a batch that was not asked for (as in D9, where
@@ -20,17 +23,24 @@ use crate::{PeerFault, TrySendError};
 
 const WORD: usize = 8;
 const HANDLER_SHIFT: u32 = 48;
+/// How many messages come after the first of a run.
+const MORE_SHIFT: u32 = 16;
+const MORE_MASK: u64 = 0xffff;
 const LENGTH: u64 = 0xffff;
 
 /// One-way messages that are sent together.
 ///
-/// Holds up to [`MAX_MESSAGE`] bytes, of which each message takes 8 and its payload, rounded up to 8. Allocates nothing.
+/// Holds up to [`MAX_MESSAGE`] bytes, of which each message takes its payload, rounded up to 8 and at least 8, and 8 more unless it has
+/// the handler and the length of the one before it. Allocates nothing.
 #[derive(Clone)]
 pub struct Batch {
     bytes: [u8; MAX_MESSAGE],
     /// Words of them.
     used: usize,
     messages: usize,
+    /// Word at which the head of the last run is, and what it says.
+    run: usize,
+    head: u64,
 }
 
 impl Batch {
@@ -40,6 +50,8 @@ impl Batch {
             bytes: [0; MAX_MESSAGE],
             used: 0,
             messages: 0,
+            run: 0,
+            head: 0,
         }
     }
 
@@ -48,20 +60,28 @@ impl Batch {
     #[must_use]
     pub fn push(&mut self, handler: u16, payload: &[u8]) -> bool {
         let (words, rest) = payload.as_chunks::<WORD>();
-        let length = 1 + words.len() + usize::from(!rest.is_empty());
+        let length = room(payload.len()) / WORD;
+        let head = payload.len() as u64 | u64::from(handler) << HANDLER_SHIFT;
+        // An empty batch has no run: its head of 0 would be that of an empty message for handler 0.
+        let starts = self.head & !(MORE_MASK << MORE_SHIFT) != head || self.used == 0;
         let (all, _) = self.bytes.as_chunks_mut::<WORD>();
-        let Some(room) = all.get_mut(self.used..self.used.saturating_add(length)) else {
+        let first = self.used + usize::from(starts);
+        let Some(to) = all.get_mut(first..first + length) else {
             return false;
         };
-        let head = payload.len() as u64 | u64::from(handler) << HANDLER_SHIFT;
-        room[0] = head.to_ne_bytes();
-        for (to, from) in room[1..].iter_mut().zip(words) {
+        for (to, from) in to.iter_mut().zip(words) {
             *to = *from;
         }
-        if !rest.is_empty() {
-            room[length - 1] = last_word(rest).to_ne_bytes();
+        if words.len() < length {
+            let last = if rest.is_empty() { 0 } else { last_word(rest) };
+            to[words.len()] = last.to_ne_bytes();
         }
-        self.used += length;
+        match starts {
+            true => (self.run, self.head) = (self.used, head),
+            false => self.head += 1 << MORE_SHIFT,
+        }
+        all[self.run] = self.head.to_ne_bytes();
+        self.used = first + length;
         self.messages += 1;
         true
     }
@@ -112,47 +132,107 @@ impl Port {
         // With COPIED set, so nothing overwrites the scratch until the batch has been consumed.
         let batch = self.header.get();
         let bytes = self.scratch.bytes(batch.payload_len());
-        let restore = Restore { port: self, batch };
-        let mut messages = 0;
-        let mut at = self.batch_at.get();
-        while at < bytes.len() {
-            let message = bytes[at..].split_first_chunk().and_then(|(head, rest)| {
-                let head = u64::from_ne_bytes(*head);
-                let (len, handler) = ((head & LENGTH) as usize, (head >> HANDLER_SHIFT) as u16);
-                let padded = len.next_multiple_of(WORD);
-                (padded <= rest.len()).then_some((handler, len, WORD + padded))
-            });
-            let Some((handler, len, taken)) = message else {
-                self.fail(PeerFault::Batch { at });
-                break;
-            };
-            self.scratch.begin_at(at + WORD);
+        let mut rest = Unpacking {
+            port: self,
+            batch,
+            next: self.in_batch.get(),
+            messages: 0,
+        };
+        loop {
+            if rest.next.left == 0 {
+                if rest.next.at >= bytes.len() {
+                    break;
+                }
+                match Next::run(bytes, rest.next.at) {
+                    Some(run) => rest.next = run,
+                    None => {
+                        self.fail(PeerFault::Batch { at: rest.next.at });
+                        break;
+                    }
+                }
+            }
+            let (handler, len) = (rest.next.handler(), rest.next.len());
             self.header.set(batch.of_batch(handler, len));
-            at += taken;
-            self.batch_at.set(at);
-            self.unpacked.set(self.unpacked.get().wrapping_add(1));
-            messages += 1;
-            each(handler, Incoming::of(self), self);
+            let room = room(len);
+            while rest.next.left > 0 {
+                self.scratch.begin_at(rest.next.at);
+                rest.next.left -= 1;
+                rest.next.at += room;
+                rest.messages += 1;
+                each(handler, Incoming::of(self), self);
+            }
         }
-        drop(restore);
-        self.batch_at.set(0);
-        // The batch itself will be counted as one.
-        let unpacked = self.unpacked.get().wrapping_sub(u64::from(at > 0));
-        self.unpacked.set(unpacked);
+        rest.next = Next::default();
+        let messages = rest.messages;
+        drop(rest);
+        if self.fault.get().is_none() {
+            // The batch itself will be counted as one.
+            self.unpacked.set(self.unpacked.get().wrapping_sub(1));
+        }
         messages
     }
 }
 
-/// Makes the port hold the whole batch again, however its messages were left: a handler may unwind.
-struct Restore<'a> {
-    port: &'a Port,
-    batch: Descriptor,
+/// Bytes that a message of this length takes: at least a word, so that a batch holds a bounded number of them.
+#[inline(always)]
+fn room(len: usize) -> usize {
+    len.next_multiple_of(WORD).max(WORD)
 }
 
-impl Drop for Restore<'_> {
+/// Where in a batch the next message is.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Next {
+    /// Byte at which its payload begins, or at which the next run does if none are left of this one.
+    at: usize,
+    /// Messages left of the run, and the run's head.
+    left: usize,
+    head: u64,
+}
+
+impl Next {
+    /// The run whose head is at this byte, if all of its messages are there.
+    #[inline(always)]
+    fn run(bytes: &[u8], at: usize) -> Option<Next> {
+        let (head, rest) = bytes.get(at..)?.split_first_chunk()?;
+        let head = u64::from_ne_bytes(*head);
+        let left = (head >> MORE_SHIFT & MORE_MASK) as usize + 1;
+        let run = Next {
+            at: at + WORD,
+            left,
+            head,
+        };
+        // Both factors are at most 2^16.
+        (left * room(run.len()) <= rest.len()).then_some(run)
+    }
+
+    #[inline(always)]
+    fn handler(self) -> u16 {
+        (self.head >> HANDLER_SHIFT) as u16
+    }
+
+    #[inline(always)]
+    fn len(self) -> usize {
+        (self.head & LENGTH) as usize
+    }
+}
+
+/// A batch that is being unpacked. However that ends, and a handler may unwind: the port holds the whole batch again, knows
+/// where to go on, and has counted what was handed over.
+struct Unpacking<'a> {
+    port: &'a Port,
+    batch: Descriptor,
+    next: Next,
+    messages: usize,
+}
+
+impl Drop for Unpacking<'_> {
     fn drop(&mut self) {
-        self.port.scratch.begin_at(0);
-        self.port.header.set(self.batch);
+        let port = self.port;
+        port.scratch.begin_at(0);
+        port.header.set(self.batch);
+        port.in_batch.set(self.next);
+        let unpacked = port.unpacked.get().wrapping_add(self.messages as u64);
+        port.unpacked.set(unpacked);
     }
 }
 
@@ -222,6 +302,27 @@ mod tests {
         left.try_send_batch(&mut batch).unwrap();
     }
 
+    #[test]
+    fn messages_alike_share_a_head() {
+        let (left, mut right) = testing::pair(Layout::new(64).unwrap());
+        let mut batch = Batch::new();
+        while batch.push(1, &[7; 32]) {}
+        assert_eq!(batch.len(), (MAX_MESSAGE - 8) / 32);
+        left.try_send_batch(&mut batch).unwrap();
+        assert_eq!(right.arrival(), Arrival::Batch);
+        assert_eq!(unpack(&mut right), alloc::vec![(1, [7; 32].to_vec()); 33]);
+        right.consume();
+        // Empty ones take a word, of which nobody learns what was there before.
+        while batch.push(1, &[]) {}
+        assert_eq!(batch.len(), (MAX_MESSAGE - 8) / 8);
+        assert!(batch.bytes[8..].iter().all(|&byte| byte == 0));
+        left.try_send_batch(&mut batch).unwrap();
+        assert_eq!(right.arrival(), Arrival::Batch);
+        assert_eq!(unpack(&mut right).len(), 134);
+        right.consume();
+        assert_eq!(right.counters().get(Counter::Received), 33 + 134);
+    }
+
     /// What a peer alleges is checked before it is used, and the messages in front of a lie have been handled.
     #[test]
     fn a_batch_that_contradicts_itself_is_a_fault() {
@@ -230,6 +331,12 @@ mod tests {
             (&[message(9, 1), [0; 8]].concat()[..], 16),
             (&[message(0xffff, 1), [0; 8]].concat(), 16),
             (&[1, 2, 3], 16),
+            // A run of two of which one is there, and the longest that can be alleged.
+            (&[message(8 | 1 << MORE_SHIFT, 1), [0; 8]].concat(), 16),
+            (
+                &[message(0xffff | 0xffff << MORE_SHIFT, 1), [0; 8]].concat(),
+                16,
+            ),
             (&message(1, 1), 16),
         ] {
             let (left, mut right) = testing::pair(Layout::new(64).unwrap());

@@ -6,6 +6,7 @@
 //! Shared references suffice to send (so that a handler can reply while its message is borrowed), an exclusive one is
 //! needed to receive. A port belongs to one thread (`!Sync`).
 
+use crate::batch::Next;
 use crate::descriptor::{Descriptor, Outgoing};
 use crate::identity::{Attached, Formatted};
 use crate::layout::{
@@ -48,8 +49,8 @@ pub struct Port {
     pub(crate) scratch: Scratch,
     /// Messages that came in batches, less the batches.
     pub(crate) unpacked: Cell<u64>,
-    /// Byte of the batch being unpacked at which the next message is.
-    pub(crate) batch_at: Cell<usize>,
+    /// Where in the batch being unpacked the next message is.
+    pub(crate) in_batch: Cell<Next>,
     /// Numbers of our calls that await their answer, or [`NO_CALL`].
     pub(crate) calls: [Cell<u32>; MAX_CALLS],
     /// A handler has woken the peer in this drain.
@@ -83,7 +84,7 @@ impl Port {
             header: Cell::new(Descriptor(Descriptor::CONSUMED)),
             scratch: Scratch::new(),
             unpacked: Cell::new(0),
-            batch_at: Cell::new(0),
+            in_batch: Cell::default(),
             calls: [const { Cell::new(NO_CALL) }; MAX_CALLS],
             woken: Cell::new(false),
             fault: Cell::new(None),

@@ -174,17 +174,22 @@ impl World {
 
     fn send_batch(&mut self, from: usize, lens: &[usize]) {
         let mut batch = Batch::new();
-        let (mut expected, mut bytes_used) = (Vec::new(), 0);
-        for (n, &len) in lens.iter().enumerate() {
+        let (mut expected, mut bytes_used, mut run) = (Vec::new(), 0, None);
+        for n in 0..lens.len() {
+            // Runs of up to three messages of one handler and length, and neighbours that differ in one of the two.
+            let len = lens[n - n % 3];
             let bytes = self.payload(from, len);
-            let handler = n as u16 ^ 0x1234;
+            let handler = (n / 6) as u16 ^ 0x1234;
+            let head = if run == Some((handler, len)) { 0 } else { 8 };
+            let room = head + len.next_multiple_of(8).max(8);
             if batch.push(handler, &bytes) {
-                bytes_used += 8 + len.next_multiple_of(8);
+                bytes_used += room;
+                run = Some((handler, len));
                 assert!(bytes_used <= MAX_MESSAGE);
                 let what = What::Message { handler };
                 expected.push(Expected { what, bytes });
             } else {
-                assert!(bytes_used + 8 + len.next_multiple_of(8) > MAX_MESSAGE);
+                assert!(bytes_used + room > MAX_MESSAGE);
             }
         }
         assert_eq!(batch.len(), expected.len());
