@@ -303,7 +303,7 @@ fn lies_in_the_ring_end_one_channel() {
         (1 | long | length, PeerFault::Length { len: 1081 }),
         (1 | long, PeerFault::Length { len: 0 }),
         (1 | 7 << 8, PeerFault::Kind { kind: 7 }),
-        (1 | 4 << 8 | 12 << 16, PeerFault::Batch { at: 8 }),
+        (1 | 4 << 8 | 12 << 16, PeerFault::Batch { at: 0 }),
         (1 | 1 << 14, PeerFault::Kind { kind: 1 << 6 }),
         (1 | 1 << 8 | 9 << 48, PeerFault::UnknownCall { call: 9 }),
     ] {
