@@ -1,7 +1,10 @@
 //! Both ends of a channel in one process, without an operating system: for tests, models and benches of the rings alone.
 
 use crate::lines::Line;
-use crate::{Backing, Identity, Incarnation, Layout, OwnLines, PeerLines, Port, WritableBacking};
+use crate::{
+    Attached, Backing, Formatted, Identity, Incarnation, Layout, OwnLines, PeerLines, Port,
+    WritableBacking,
+};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ptr::NonNull;
@@ -55,4 +58,9 @@ pub fn pair_at(layout: Layout, start: u64, tag: u8) -> (Port, Port) {
         Port::starting_at(left_own, attach(right_seen, right_identity), 0, start, tag),
         Port::starting_at(right_own, attach(left_seen, left_identity), 1, start, tag),
     )
+}
+
+/// A port of any two segments, with its counts at `start` and its laps at `tag` (1 to 255).
+pub fn join_at(own: Formatted, peer: Attached, start: u64, tag: u8) -> Port {
+    Port::starting_at(own, peer, 0, start, tag)
 }
