@@ -9,6 +9,7 @@ mod bodies;
 use proptest::collection::vec;
 use proptest::prelude::any;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
+use std::cell::Cell;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
@@ -35,19 +36,18 @@ fn run(name: &str, body: fn(&[u8]), bytes: usize, short: u32, long: u32) {
         failure_persistence: None,
         ..Config::default()
     };
-    let began = Instant::now();
+    let (began, runs) = (Instant::now(), Cell::new(0u64));
     let mut runner = TestRunner::new_with_rng(config, rng);
     let ran = runner.run(&vec(any::<u8>(), 0..bytes), |input| {
+        runs.set(runs.get() + 1);
         body(&input);
         Ok(())
     });
+    let (runs, seconds) = (runs.get(), began.elapsed().as_secs_f64());
     if let Err(error) = ran {
-        panic!("{name}: {error}");
+        panic!("{name}, after {runs} runs and {seconds:.1} s: {error}");
     }
-    println!(
-        "{name}: {cases} cases in {:.1} s",
-        began.elapsed().as_secs_f64()
-    );
+    println!("{name}: {runs} runs in {seconds:.1} s");
 }
 
 #[test]

@@ -28,7 +28,10 @@ pub(crate) fn opening(input: &[u8]) {
         false => BYTES,
     };
     while !input.is_over() {
-        let at = KIND + input.below(BYTES);
+        let at = match input.one_in(16) {
+            true => input.below(MAGIC.len()),
+            false => KIND + input.below(BYTES),
+        };
         let bytes = input.take(1 + at % 8);
         if let Some(over) = near.get_mut(at..at + bytes.len()) {
             over.copy_from_slice(bytes);

@@ -9,7 +9,7 @@ use super::lines::{CURSOR, Lines, PAGE, RING, STATE, WORDS};
 use super::reference::{BATCH, Header, JUMP, Reader, slots, starts, unpack};
 use tightbeam_segment::{
     Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, MAX_MESSAGE,
-    Mismatch, Outgoing, OwnLines, PAYLOAD_BYTES, PeerFault, PeerLines, Port, TrySendError, testing,
+    Outgoing, OwnLines, PAYLOAD_BYTES, PeerFault, PeerLines, Port, TrySendError, testing,
 };
 
 /// More steps would only repeat.
@@ -80,19 +80,12 @@ impl World {
             lie_about_identity(input, &theirs, &mut said);
         }
         let attached = Layout::attach(PeerLines::new(theirs.clone()), &said, PAGE);
-        let truth = identity(their_layout, 2);
-        let same = theirs.image(0..1) == formatted(their_layout, &truth) && said == truth;
-        let attached = match attached {
-            Ok(attached) => attached,
-            Err(mismatch) => {
-                assert!(!same, "refused without a reason: {mismatch}");
-                assert!(
-                    !matches!(mismatch, Mismatch::TooSmall { lines, needed } if lines >= needed)
-                );
-                return None;
-            }
-        };
-        assert!(same, "a false identity was taken");
+        let layout = said.check(PAGE);
+        let consistent = layout.as_ref().is_ok_and(|layout| {
+            theirs.len() >= layout.lines() && theirs.image(0..1) == formatted(*layout, &said)
+        });
+        assert_eq!(attached.is_ok(), consistent, "{said:?}");
+        let (attached, their_layout) = (attached.ok()?, layout.ok()?);
         let seen = Layout::attach(PeerLines::new(ours.clone()), &ours_said, PAGE);
         let seen = seen.expect("our own segment");
         Some(World {
@@ -106,7 +99,7 @@ impl World {
             sent: 0,
             handled: 0,
             cursor: start,
-            lied: false,
+            lied,
             closed: false,
             fault: None,
             frozen: Vec::new(),
@@ -236,25 +229,25 @@ impl World {
                 assert_eq!(port.copied(), payload);
             }
         }
+        let mut given_back = false;
         if matches!(found, Arrival::Message { .. }) && header.wanted && order & 2 == 2 {
-            self.answer(input);
-            assert_eq!(
-                self.port.incoming().0.bytes(),
-                payload,
-                "read after the answer"
-            );
+            given_back = self.answer(input);
         } else if order & 4 == 4 {
             let len = input.len();
-            self.send(Outgoing::message(9), len);
+            given_back = self.send(Outgoing::message(9), len);
         }
         if order & 8 == 8 {
-            let _ = self.port.incoming().0.bytes();
+            // What was sent meanwhile gave the slots back, so the peer may use them.
+            if !given_back {
+                let _ = self.port.incoming().0.bytes();
+            }
             self.scribble_over(self.reader.slot, header.slots());
         }
         assert_eq!(self.port.incoming().0.bytes(), payload, "read at last");
     }
 
-    fn answer(&mut self, input: &mut Input<'_>) {
+    /// Whether an answer was sent.
+    fn answer(&mut self, input: &mut Input<'_>) -> bool {
         let len = input.len();
         let result = match input.below(4) {
             0 => self.port.try_refuse(Answer::NoHandler).map(|()| 0),
@@ -267,6 +260,7 @@ impl World {
             Err(TrySendError::Closed) => assert!(self.closed),
             Err(other) => panic!("a reply was refused: {other}"),
         }
+        result.is_ok()
     }
 
     /// `Err` if the batch contradicted itself.
@@ -274,7 +268,7 @@ impl World {
         let (messages, lie) = unpack(payload);
         let (mut expected, theirs) = (messages.iter(), self.theirs.clone());
         let (slot, order) = (self.reader.slot, input.byte());
-        let mut sent = Vec::new();
+        let (mut sent, mut found) = (Vec::new(), None);
         let count = self.port.unpack(|handler, incoming, port| {
             let (wanted, bytes) = expected.next().expect("not one too many");
             assert_eq!((handler, incoming.handler()), (*wanted, *wanted));
@@ -283,8 +277,12 @@ impl World {
                 // What the peer writes now comes too late.
                 theirs.store(RING + slot, 1, u64::from(order) << 3);
             }
-            if order & 6 == 6 && port.try_send(Outgoing::message(3), bytes).is_ok() {
-                sent.push(bytes.len());
+            if order & 6 == 6 {
+                match port.try_send(Outgoing::message(3), bytes) {
+                    Ok(()) => sent.push(bytes.len()),
+                    Err(TrySendError::Fault(fault)) => found = found.or(Some(fault)),
+                    Err(_) => {}
+                }
             }
             assert_eq!(incoming.bytes(), bytes);
         });
@@ -305,13 +303,19 @@ impl World {
             );
             return Ok(());
         };
-        if self.fault.is_none() {
-            let found = self.port.fault().expect("a batch that contradicts itself");
-            let is_credit = matches!(
-                found,
+        let fault = self.port.fault().expect("a batch that contradicts itself");
+        let is_credit = |fault| {
+            matches!(
+                fault,
                 PeerFault::CreditAhead { .. } | PeerFault::CreditBackwards { .. }
-            );
-            assert!(found == PeerFault::Batch { at } || is_credit, "{found}");
+            )
+        };
+        match found {
+            Some(first) => assert_eq!(fault, first, "the first one stays"),
+            None => assert!(
+                fault == PeerFault::Batch { at } || is_credit(fault),
+                "{fault}"
+            ),
         }
         Err(())
     }
@@ -340,9 +344,10 @@ impl World {
         assert_eq!(self.port.open_calls(), self.reader.calls.len());
     }
 
-    fn send(&mut self, out: Outgoing, len: usize) {
+    fn send(&mut self, out: Outgoing, len: usize) -> bool {
         let result = self.port.try_send(out, &vec![0x55; len]);
         self.sent_or_not(result, len, 1);
+        result.is_ok()
     }
 
     fn call(&mut self, input: &mut Input<'_>) {
@@ -666,13 +671,21 @@ fn formatted(layout: Layout, identity: &Identity) -> Vec<u64> {
 /// One thing wrong in the segment's first line, or in what was said of it.
 fn lie_about_identity(input: &mut Input<'_>, theirs: &Lines, said: &mut Identity) {
     let word = input.below(WORDS);
-    match input.below(7) {
+    match input.below(8) {
         0 => said.version = input.word() as u32,
         1 => said.layout_hash = input.word(),
         2 => said.page_size = input.word() as u32,
         3 => said.depth = 1 << input.below(32),
         4 => said.incarnation.0[word % 2] = input.word(),
         5 => theirs.store(0, word, theirs.load(0, word) ^ 1 << input.below(64)),
+        6 => {
+            // The same lie twice: then the memory may be too small for it.
+            said.depth = 2 << input.below(10);
+            let layout = Layout::new(said.depth as usize).expect("a depth");
+            for (word, value) in formatted(layout, said).into_iter().enumerate() {
+                theirs.store(0, word, value);
+            }
+        }
         _ => theirs.store(0, word, input.word()),
     }
 }

@@ -8,7 +8,9 @@ mod support;
 
 use super::input::Input;
 use super::reference::Header;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use std::cell::Cell;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -30,6 +32,8 @@ const BUDGET: usize = 16;
 const SOON: Duration = Duration::from_millis(2);
 /// [`SharedWords`] has the first word of every second line: the cursor, the state, and each second header.
 const WORDS: usize = 90;
+/// Bytes of a hello that mean something in it.
+const SAID: usize = 48;
 const CURSOR: usize = 1;
 const STATE: usize = 2;
 const RING: usize = 4;
@@ -43,6 +47,8 @@ pub(crate) fn socket(input: &[u8]) {
     let before = open_descriptors();
     let mut server = listen(&scratch);
     let mut clients: [Option<Client>; CLIENTS] = [const { None }; CLIENTS];
+    // Clients that hung up after they had been welcomed.
+    let mut left = 0;
     for _ in 0..MOST_STEPS {
         if input.is_over() {
             break;
@@ -50,9 +56,18 @@ pub(crate) fn socket(input: &[u8]) {
         let who = input.below(CLIENTS);
         match &mut clients[who] {
             Some(client) if !input.one_in(16) => client.step(&mut input),
-            client => *client = Client::connect(&scratch),
+            client => {
+                let before = std::mem::replace(client, Client::connect(&scratch));
+                left += usize::from(before.is_some_and(|client| client.theirs.is_some()));
+            }
         }
         poll(&mut server);
+        let welcomed = clients
+            .iter()
+            .flatten()
+            .filter(|client| client.theirs.is_some());
+        let open = server.channels().count();
+        assert!(open <= welcomed.count() + left, "nobody opens by half");
     }
     // A peer that hangs up is given time to end; one that babbles is at fault at once.
     for client in clients.iter().flatten() {
@@ -113,6 +128,8 @@ fn be_polite(scratch: &Scratch, server: &mut Endpoint<u64>) {
 
 struct Client {
     socket: OwnedFd,
+    /// Whether it began as the rules say; `None` if it has said nothing yet.
+    proper: Cell<Option<bool>>,
     /// Of the segment that the listener maps: its descriptor, and a mapping from before the last seals.
     segment: (Formatted, OwnedFd),
     words: SharedWords,
@@ -130,6 +147,7 @@ impl Client {
         let words = SharedWords::open(descriptor, WORDS).expect("a mapping");
         Some(Client {
             socket,
+            proper: Cell::new(None),
             segment,
             words,
             theirs: None,
@@ -149,8 +167,15 @@ impl Client {
         }
     }
 
-    /// The listener may have hung up, or take no more for now.
+    /// Says something to a listener that may have hung up, or takes no more for now.
     fn say(&self, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) {
+        if self.proper.get().is_none() {
+            let own = self.segment.1.as_raw_fd();
+            let hello = opening(HELLO, identity());
+            let is_hello = bytes.len() == hello.len() && bytes[..SAID] == hello[..SAID];
+            let is_own = matches!(descriptors, [one] if one.as_raw_fd() == own);
+            self.proper.set(Some(is_hello && is_own));
+        }
         let _ = try_send(&self.socket, bytes, descriptors);
     }
 
@@ -163,6 +188,10 @@ impl Client {
         };
         let kind = u32::from_ne_bytes([buffer[8], buffer[9], buffer[10], buffer[11]]);
         if received.bytes > 0 {
+            assert!(
+                kind == REFUSAL || self.proper.get() == Some(true),
+                "welcomed"
+            );
             assert!(kind == WELCOME || kind == REFUSAL, "a listener says {kind}");
             assert_eq!(received.descriptors.len(), usize::from(kind == WELCOME));
         }
@@ -184,6 +213,7 @@ impl Client {
 
     fn lie_with_descriptors(&self, input: &mut Input<'_>) {
         let (unsealed, short, long) = (unsealed(), sealed(4096), sealed(1 << 17));
+        let forged = forged(&self.segment.1);
         let null = std::fs::File::open("/dev/null").expect("it is there");
         let menu = [
             self.segment.1.as_fd(),
@@ -191,6 +221,7 @@ impl Client {
             short.as_fd(),
             long.as_fd(),
             null.as_fd(),
+            forged.as_fd(),
             self.socket.as_fd(),
         ];
         let chosen: Vec<_> = (0..input.below(5)).map(|_| input.one_of(&menu)).collect();
@@ -229,4 +260,14 @@ impl Client {
         }
         self.words.word(at).store(word, Ordering::Release);
     }
+}
+
+/// A memfd that says what the segment says, but may still shrink.
+fn forged(segment: &OwnedFd) -> OwnedFd {
+    let mut line = [0; 64];
+    rustix::io::pread(segment, &mut line, 0).expect("its first line");
+    let forged = memfd_create("forged", MemfdFlags::ALLOW_SEALING).expect("a memfd");
+    ftruncate(&forged, 1 << 16).expect("its size");
+    rustix::io::pwrite(&forged, &line, 0).expect("it may be written");
+    forged
 }
