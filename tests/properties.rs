@@ -52,7 +52,7 @@ fn run(name: &str, body: fn(&[u8]), bytes: usize, short: u32, long: u32) {
 
 #[test]
 fn a_ring_in_which_anything_may_stand() {
-    run("ring", bodies::ring, 700, 6_000, 10_000_000);
+    run("ring", bodies::ring, 700, 5_000, 10_000_000);
 }
 
 #[test]
@@ -67,5 +67,5 @@ fn any_message_of_the_opening() {
 
 #[test]
 fn clients_that_say_anything() {
-    run("socket", bodies::socket, 160, 200, 50_000);
+    run("socket", bodies::socket, 160, 250, 50_000);
 }

@@ -32,6 +32,8 @@ const BUDGET: usize = 16;
 const SOON: Duration = Duration::from_millis(2);
 /// [`SharedWords`] has the first word of every second line: the cursor, the state, and each second header.
 const WORDS: usize = 90;
+/// Who babbles is at fault at once; who hangs up is given a quarter of a second to end.
+const BABBLE: &[u8] = b"babble";
 /// Bytes of a hello that mean something in it.
 const SAID: usize = 48;
 const CURSOR: usize = 1;
@@ -57,8 +59,12 @@ pub(crate) fn socket(input: &[u8]) {
         match &mut clients[who] {
             Some(client) if !input.one_in(16) => client.step(&mut input),
             client => {
-                let before = std::mem::replace(client, Client::connect(&scratch));
-                left += usize::from(before.is_some_and(|client| client.theirs.is_some()));
+                if let Some(before) = std::mem::replace(client, Client::connect(&scratch)) {
+                    left += usize::from(before.theirs.is_some());
+                    if !input.one_in(32) {
+                        before.say(BABBLE, &[]);
+                    }
+                }
             }
         }
         poll(&mut server);
@@ -69,9 +75,8 @@ pub(crate) fn socket(input: &[u8]) {
         let open = server.channels().count();
         assert!(open <= welcomed.count() + left, "nobody opens by half");
     }
-    // A peer that hangs up is given time to end; one that babbles is at fault at once.
     for client in clients.iter().flatten() {
-        client.say(b"babble", &[]);
+        client.say(BABBLE, &[]);
     }
     be_polite(&scratch, &mut server);
     patiently(|| {
@@ -156,9 +161,18 @@ impl Client {
     }
 
     fn step(&mut self, input: &mut Input<'_>) {
+        if self.proper.get().is_none() {
+            match input.below(4) {
+                0 | 1 => self.say(&opening(HELLO, identity()), &[self.segment.1.as_fd()]),
+                2 => self.lie_in_words(input),
+                _ => self.lie_with_descriptors(input),
+            }
+            return self.listen();
+        }
         match input.below(12) {
-            0..=2 => self.say(&opening(HELLO, identity()), &[self.segment.1.as_fd()]),
-            3..=4 => self.listen(),
+            0 => self.say(&opening(HELLO, identity()), &[self.segment.1.as_fd()]),
+            1..=3 => self.listen(),
+            4 if input.one_in(32) => control::shut(self.socket.as_fd()),
             5 => self.say(&opening(READY, identity()), &[]),
             6 => self.lie_in_words(input),
             7 => self.lie_with_descriptors(input),
@@ -224,8 +238,11 @@ impl Client {
             forged.as_fd(),
             self.socket.as_fd(),
         ];
-        let chosen: Vec<_> = (0..input.below(5)).map(|_| input.one_of(&menu)).collect();
-        let kind = input.one_of(&[HELLO, HELLO, READY, WELCOME]);
+        let mut chosen: Vec<_> = (0..input.below(4)).map(|_| input.one_of(&menu)).collect();
+        if input.one_in(2) {
+            chosen.insert(0, menu[0]);
+        }
+        let kind = input.one_of(&[HELLO, HELLO, HELLO, READY, WELCOME]);
         self.say(&opening(kind, identity()), &chosen);
     }
 
