@@ -5,6 +5,7 @@
 
 mod header;
 mod input;
+mod lies;
 mod lines;
 mod opening;
 mod reference;
