@@ -52,20 +52,20 @@ fn run(name: &str, body: fn(&[u8]), bytes: usize, short: u32, long: u32) {
 
 #[test]
 fn a_ring_in_which_anything_may_stand() {
-    run("ring", bodies::ring, 700, 3_000, 10_000_000);
+    run("ring", bodies::ring, 700, 3_000, 2_000_000);
 }
 
 #[test]
 fn any_header_and_any_identity() {
-    run("header", bodies::header, 24, 10_000, 20_000_000);
+    run("header", bodies::header, 24, 10_000, 4_000_000);
 }
 
 #[test]
 fn any_message_of_the_opening() {
-    run("opening", bodies::opening, 120, 10_000, 20_000_000);
+    run("opening", bodies::opening, 120, 10_000, 4_000_000);
 }
 
 #[test]
 fn clients_that_say_anything() {
-    run("socket", bodies::socket, 160, 200, 50_000);
+    run("socket", bodies::socket, 160, 200, 10_000);
 }
