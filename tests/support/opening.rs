@@ -168,3 +168,19 @@ pub(crate) fn get_ready(socket: &OwnedFd) -> PeerMemory {
     send(socket, &opening(READY, identity()), &[]);
     memory
 }
+
+/// What the next message says of its sender, and the segment that comes with it, not mapped and not sealed yet.
+pub(crate) fn get_segment(socket: &OwnedFd) -> (Identity, OwnedFd) {
+    let (bytes, mut descriptors) = receive_all(socket).expect("a message");
+    let word = |at: usize| bytes[at..at + 8].try_into().map(u64::from_ne_bytes);
+    let half = |at: usize| bytes[at..at + 4].try_into().map(u32::from_ne_bytes);
+    let said = "a whole message";
+    let identity = Identity {
+        version: half(12).expect(said),
+        layout_hash: word(16).expect(said),
+        page_size: half(24).expect(said),
+        depth: half(28).expect(said),
+        incarnation: Incarnation([word(32).expect(said), word(40).expect(said)]),
+    };
+    (identity, descriptors.pop().expect("a segment with it"))
+}
