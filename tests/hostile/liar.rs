@@ -2,8 +2,9 @@
 //! every word that such a peer can reach.
 
 use crate::support::opening::{HELLO, READY, WELCOME, get_segment, opening, receive, send};
-use crate::support::{Ledger, patiently};
+use crate::support::{Ledger, PATIENCE, patiently};
 use crate::victim::{GO, NOTE, PROGRESS};
+use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
@@ -92,6 +93,15 @@ impl Words {
         self.word(line, word).load(Ordering::Acquire)
     }
 
+    /// Tries to punch a hole through the mapping.
+    pub(crate) fn remove(&self) -> Result<(), Errno> {
+        use rustix::mm::{Advice, madvise};
+        let words = self.0.words();
+        let start = words.as_ptr().cast_mut().cast();
+        // SAFETY: bounds: the range is that of the mapping, and holes in it read as zeros.
+        unsafe { madvise(start, words.len() * 8, Advice::LinuxRemove) }
+    }
+
     /// Writes the header of a slot, behind its payload.
     pub(crate) fn slot(&self, slot: usize, header: u64, payload: &[u64]) {
         for (n, word) in payload.iter().enumerate() {
@@ -138,13 +148,13 @@ pub(crate) struct Liar {
     pub(crate) socket: OwnedFd,
 }
 
-/// What a liar does with the victim's segment before the last seals are on it.
-pub(crate) type Before = fn(&OwnedFd);
+/// What a liar does with its own segment and the victim's, before the last seals are on the latter.
+pub(crate) type Before = fn(&OwnedFd, &OwnedFd);
 
 impl Liar {
     /// Connects to the victim.
     pub(crate) fn connect(address: &str) -> Liar {
-        Liar::connect_and(address, |_| {})
+        Liar::connect_and(address, |_, _| {})
     }
 
     pub(crate) fn connect_and(address: &str, before: Before) -> Liar {
@@ -166,11 +176,15 @@ impl Liar {
 
     /// Takes the victim's connection.
     pub(crate) fn accept(listener: &OwnedFd) -> Liar {
+        Liar::accept_and(listener, |_, _| {})
+    }
+
+    pub(crate) fn accept_and(listener: &OwnedFd, before: Before) -> Liar {
         let socket = patiently(|| control::accept(listener.as_fd()).ok());
         let own = OwnSegment::new();
         let (theirs, segment) = get_segment(&socket);
         let welcome = opening(WELCOME, own.identity);
-        let liar = Liar::join(own, theirs, segment, socket, |_| {});
+        let liar = Liar::join(own, theirs, segment, socket, before);
         send(&liar.socket, &welcome, &[liar.own_descriptor.as_fd()]);
         receive(&liar.socket).expect("it is ready");
         liar
@@ -185,7 +199,7 @@ impl Liar {
     ) -> Liar {
         let page = page_size();
         let seen = Words::map(&segment);
-        before(&segment);
+        before(&own.descriptor, &segment);
         let layout = theirs.check(page as u32).expect("the victim is honest");
         let copy = segment.try_clone().expect("a descriptor");
         let memory = PeerMemory::map(copy, layout.bytes(page)).expect("mapped");
@@ -218,6 +232,7 @@ impl Liar {
 
     /// Waits until the victim has had enough.
     pub(crate) fn wait_for_hang_up(&self) {
+        control::wait_readable(self.socket.as_fd(), PATIENCE);
         assert_eq!(receive(&self.socket), None, "the victim says nothing");
     }
 }

@@ -2,10 +2,12 @@
 //! party that has done nothing wrong.
 
 use crate::liar::{Side, liars_address};
+use crate::long;
 use crate::support::{Ledger, PATIENCE, Peer, Scratch, patiently};
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 use tightbeam::{
     Builder, CallError, ChannelId, Endpoint, Event, Handlers, Message, PeerFault, Reply, SendError,
 };
@@ -14,6 +16,9 @@ use tightbeam::{
 pub(crate) const ECHO: u16 = 1;
 /// Is noted, by its channel.
 pub(crate) const NOTE: u16 = 2;
+
+/// Is noted, and then its handler panics.
+pub(crate) const PANIC: u16 = 3;
 
 /// Words of the ledger: calls of the third party that were answered, and wrongly; that it shall leave; how far the liar is, how
 /// far it may go, and a number of its own.
@@ -28,7 +33,7 @@ pub(crate) const NUMBER: usize = 5;
 const BUDGET: usize = 64;
 const BATCH: usize = 135;
 /// So many further calls of the third party say that it goes on.
-const GOES_ON: u64 = 50;
+const GOES_ON: u64 = 20;
 
 /// What came over one channel for [`NOTE`].
 #[derive(Default, Clone)]
@@ -102,7 +107,12 @@ impl Stage {
         let scratch = Scratch::new(&format!("hostile-{name}"));
         let handlers = Handlers::new()
             .on(ECHO, |_, message, reply| reply.send(message.bytes()))
-            .on(NOTE, note);
+            .on(NOTE, note)
+            .on(PANIC, |seen, message, reply| {
+                note(seen, message, reply);
+                // Without a word on the terminal.
+                std::panic::resume_unwind(Box::new("on purpose"));
+            });
         let builder = Endpoint::builder().state(Seen::default());
         let builder = builder.handlers(handlers).depth(64).deadline(PATIENCE);
         let builder = settings(builder.open_within(PATIENCE));
@@ -173,6 +183,19 @@ impl Stage {
             self.poll();
             attempt(self)
         })
+    }
+
+    /// The same for what may take its time in the long run.
+    pub(crate) fn until_long<T>(&mut self, mut attempt: impl FnMut(&mut Stage) -> Option<T>) -> T {
+        let limit = Instant::now() + if long() { 60 * PATIENCE } else { 2 * PATIENCE };
+        loop {
+            self.poll();
+            if let Some(done) = attempt(self) {
+                return done;
+            }
+            assert!(Instant::now() < limit, "nothing happens");
+            std::thread::yield_now();
+        }
     }
 
     /// Polls until the liar is that far.

@@ -52,7 +52,7 @@ impl Random {
 
 /// Channels over which headers are flipped.
 fn flips() -> u64 {
-    if long() { 20_000 } else { 300 }
+    if long() { 20_000 } else { 60 }
 }
 
 /// Headers that are legal, and others, in quick succession and always in slot 0.
