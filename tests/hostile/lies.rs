@@ -83,8 +83,15 @@ fn ahead_of_the_ring() -> Lie {
 /// Batches whose messages end outside of the batch.
 fn batches_that_point_outside() -> Vec<Lie> {
     let message = |len: u64| len | target(NOTE);
-    let cases: [(u64, &[u64], u64, usize); 6] = [
+    let run = |len: u64, more: u64| message(len) | more << 16;
+    let cases: [(u64, &[u64], u64, usize); 11] = [
+        (0, &[], 0, 0),
+        (8, &[message(0)], 0, 0),
         (8, &[message(1)], 0, 0),
+        // Runs of more messages than there are.
+        (16, &[run(8, 1), 7], 0, 0),
+        (40, &[run(0, 4), 0, 0, 0, 0], 0, 0),
+        (16, &[run(0xffff, 0xffff), 0], 0, 0),
         (16, &[message(9), 0], 0, 0),
         (16, &[message(0xffff), 0], 0, 0),
         (56, &[message(8), 7, message(40), 0, 0, 0, 0], 1, 16),

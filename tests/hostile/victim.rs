@@ -7,7 +7,7 @@ use crate::support::{Ledger, PATIENCE, Peer, Scratch, patiently};
 use std::collections::HashMap;
 use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tightbeam::{
     Builder, CallError, ChannelId, Endpoint, Event, Handlers, Message, PeerFault, Reply, SendError,
 };
@@ -21,13 +21,14 @@ pub(crate) const NOTE: u16 = 2;
 pub(crate) const PANIC: u16 = 3;
 
 /// Words of the ledger: calls of the third party that were answered, and wrongly; that it shall leave; how far the liar is, how
-/// far it may go, and a number of its own.
+/// far it may go, a number of its own, and for how many microseconds the third party rests between two calls.
 pub(crate) const ANSWERED: usize = 0;
 pub(crate) const WRONG: usize = 1;
 pub(crate) const LEAVE: usize = 2;
 pub(crate) const PROGRESS: usize = 3;
 pub(crate) const GO: usize = 4;
 pub(crate) const NUMBER: usize = 5;
+pub(crate) const REST: usize = 6;
 
 /// Messages handled at a look; a batch may hold this many more.
 const BUDGET: usize = 64;
@@ -81,6 +82,7 @@ pub(crate) fn third_party(address: &str) {
             false => WRONG,
         };
         ledger.write(word, ledger.read(word) + 1);
+        std::thread::sleep(Duration::from_micros(ledger.read(REST)));
     }
     assert!(client.next_event().is_none());
 }
