@@ -3,7 +3,7 @@
 
 use crate::support::opening::{HELLO, READY, WELCOME, get_segment, opening, receive, send};
 use crate::support::{Ledger, PATIENCE, patiently};
-use crate::victim::{GO, NOTE, PROGRESS};
+use crate::victim::{NOTE, PROGRESS};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -272,9 +272,4 @@ impl Opener {
 /// Tells the test how far it is.
 pub(crate) fn report(address: &str, progress: u64) {
     Ledger::of(address).write(PROGRESS, progress);
-}
-
-/// Waits until the test has said so.
-pub(crate) fn wait_to_go_on(address: &str, step: u64) {
-    Ledger::of(address).wait_for(GO, step);
 }

@@ -278,6 +278,10 @@ fn punch_holes(side: Side, address: &str) {
     liar.say(0..1000);
     report(address, 1);
     Ledger::of(address).wait_for(GO, 1);
+    for segment in [&liar.own_descriptor, &liar.seen_descriptor] {
+        let stat = rustix::fs::fstat(segment).expect("a memfd");
+        assert_eq!(stat.st_blocks * 512, stat.st_size, "each page is there");
+    }
     liar.leave();
 }
 
