@@ -1,0 +1,402 @@
+//! A hostile process that scribbles over everything that it may write, while its victim works at full rate and serves a
+//! third party.
+//!
+//! Three processes beside the test: the victim on one CPU; the third party and the scribbler share another, so that what the
+//! third party loses to the scribbler is what the scribbler costs the *victim*. When the scribbler rests it spins beside them.
+//! A lie ends a channel, so it opens the next: `acts.rs` has what it does, `victim.rs` what is watched.
+//!
+//! `cargo test --test scribbler` makes 10^7 mutations, `TIGHTBEAM_LONG=1 cargo test --release --test scribbler` 10^9.
+
+mod acts;
+mod board;
+mod client;
+mod pen;
+mod scribe;
+#[path = "../support/mod.rs"]
+mod support;
+mod victim;
+mod words;
+
+use board::{Board, REST, SCRIBBLE, STOP, Word};
+use std::time::{Duration, Instant};
+use support::{PATIENCE, Peer, Scratch, role};
+use victim::{BOUND, ENDS};
+
+/// Channels before the victim's memory is first looked at.
+const WARM_UP: u64 = 50;
+/// Batches with the scribbler, each beside one without.
+const LEAST_PAIRS: usize = 8;
+/// What a round makes at most before fresh processes go on, so that none comes near the end of its life.
+const ROUND: u64 = 50_000_000;
+const ROUND_TIME: Duration = Duration::from_secs(60);
+/// Resident memory may differ by so much: the kernel counts it in lots.
+const KIBIBYTES: u64 = 512;
+
+struct Size {
+    mutations: u64,
+    batch: Duration,
+    long: bool,
+}
+
+fn size() -> Size {
+    match std::env::var_os("TIGHTBEAM_LONG") {
+        None => Size {
+            mutations: 10_000_000,
+            batch: Duration::from_millis(100),
+            long: false,
+        },
+        Some(_) => Size {
+            mutations: 1_000_000_000,
+            batch: Duration::from_millis(200),
+            long: true,
+        },
+    }
+}
+
+fn seed() -> u64 {
+    let given = std::env::var("TIGHTBEAM_SEED").ok();
+    let given = given.and_then(|seed| seed.parse().ok());
+    given.unwrap_or_else(|| {
+        let words = tightbeam_sys::memory::random_words().expect("random words");
+        words[0] >> 32
+    })
+}
+
+/// Not a test: what the child processes run.
+#[test]
+fn child_role() {
+    let Some((role, address)) = role() else {
+        return;
+    };
+    let board = Board::of(&address);
+    let usual = std::panic::take_hook();
+    let place = address.clone();
+    std::panic::set_hook(Box::new(move |panic| {
+        Board::of(&place).add(Word::Panics, 1);
+        usual(panic);
+    }));
+    match role.as_str() {
+        "victim" => victim::run(&board, &address),
+        "client" => client::run(&board, &address),
+        "scribbler" => scribe::run(&board, &address),
+        other => panic!("no such role: {other}"),
+    }
+}
+
+/// Waits without taking a CPU from those who are tested.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what}: nothing happens");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// What a victim holds.
+#[derive(Debug, Clone, Copy)]
+struct Holding {
+    descriptors: u64,
+    mappings: u64,
+    kibibytes: u64,
+}
+
+/// The processes of a round.
+struct Round {
+    board: Board,
+    victim: Peer,
+    client: Peer,
+    scribbler: Peer,
+    _scratch: Scratch,
+}
+
+impl Round {
+    fn start(seed: u64, sleeps: bool) -> Round {
+        let scratch = Scratch::new("scribbler");
+        let address = scratch.address();
+        let board = Board::of(&address);
+        board.set(Word::Seed, seed);
+        board.set(Word::Sleeps, u64::from(sleeps));
+        let victim = Peer::start("victim", &address);
+        until("the victim", || board.get(Word::Ready) == 1);
+        let client = Peer::start("client", &address);
+        until("the client", || board.get(Word::Asked) > 0);
+        let scribbler = Peer::start("scribbler", &address);
+        until("the scribbler", || board.get(Word::Resting) == 1);
+        Round {
+            board,
+            victim,
+            client,
+            scribbler,
+            _scratch: scratch,
+        }
+    }
+
+    fn scribble(&self) {
+        self.board.set(Word::Mode, SCRIBBLE);
+        let (board, opened) = (&self.board, self.board.get(Word::Opened));
+        until("a channel", || board.get(Word::Opened) > opened);
+    }
+
+    fn rest(&self) {
+        self.board.set(Word::Mode, REST);
+        until("rest", || self.board.get(Word::Resting) == 1);
+    }
+
+    fn holding(&self) -> Holding {
+        let board = &self.board;
+        board.set(Word::Measure, board.get(Word::Measure) + 1);
+        until("the victim's books", || {
+            board.get(Word::Measured) == board.get(Word::Measure)
+        });
+        Holding {
+            descriptors: board.get(Word::Descriptors),
+            mappings: board.get(Word::Mappings),
+            kibibytes: board.get(Word::Kibibytes),
+        }
+    }
+
+    /// Calls of the third party in a batch: a second of the wall, and a second of its own CPU time, in which it does
+    /// nothing but call.
+    fn rate(&self, batch: Duration) -> (f64, f64) {
+        let now = || {
+            let (asked, time) = (
+                self.board.get(Word::Asked),
+                self.board.get(Word::ClientTime),
+            );
+            (Instant::now(), asked, time)
+        };
+        let (start, asked, time) = now();
+        std::thread::sleep(batch);
+        let (end, asked_then, time_then) = now();
+        let calls = (asked_then - asked) as f64;
+        let own = Duration::from_nanos(time_then - time).as_secs_f64();
+        (calls / (end - start).as_secs_f64(), calls / own)
+    }
+
+    /// All processes end well: none by a signal, none by a panic.
+    fn end(self) -> Board {
+        self.board.set(Word::Mode, STOP);
+        assert!(self.scribbler.finish(), "the scribbler failed");
+        self.board.set(Word::StopClient, 1);
+        assert!(self.client.finish(), "the third party failed");
+        self.board.set(Word::StopVictim, 1);
+        let status = self.victim.status();
+        assert!(status.success(), "the victim: {status:?}");
+        self.board
+    }
+}
+
+/// What all rounds found.
+#[derive(Default)]
+struct Findings {
+    sums: Vec<(Word, u64)>,
+    ends: [u64; ENDS.len()],
+    /// With the scribbler by without it: of the wall, and of own CPU time.
+    ratios: [Vec<f64>; 2],
+    calls: Vec<f64>,
+    longest: [u64; 4],
+}
+
+const SUMMED: [Word; 18] = [
+    Word::Mutations,
+    Word::OnOpen,
+    Word::Opened,
+    Word::Legal,
+    Word::Wakes,
+    Word::Babbles,
+    Word::Refused,
+    Word::Polls,
+    Word::PollOver,
+    Word::RestPolls,
+    Word::RestOver,
+    Word::Handled,
+    Word::Sends,
+    Word::Calls,
+    Word::CallsAnswered,
+    Word::Asked,
+    Word::Torn,
+    Word::Strangers,
+];
+
+impl Findings {
+    fn sum(&self, word: Word) -> u64 {
+        let sums = self.sums.iter().filter(|(of, _)| *of == word);
+        sums.map(|(_, value)| value).sum()
+    }
+
+    fn take(&mut self, board: &Board) {
+        for word in SUMMED {
+            self.sums.push((word, board.get(word)));
+        }
+        for (n, end) in self.ends.iter_mut().enumerate() {
+            *end += board.at(Word::Ends, n);
+        }
+        let longest = [
+            Word::PollMax,
+            Word::PollP9999,
+            Word::RestMax,
+            Word::RestP9999,
+        ];
+        for (most, word) in self.longest.iter_mut().zip(longest) {
+            *most = board.get(word).max(*most);
+        }
+    }
+
+    fn print(&mut self, took: Duration) {
+        let sum = |word| self.sum(word);
+        let share = sum(Word::OnOpen) as f64 / sum(Word::Mutations) as f64;
+        println!(
+            "{:>14} mutations in {took:.1?}, {:.1} % on an open channel",
+            sum(Word::Mutations),
+            100.0 * share
+        );
+        println!(
+            "{:>14} channels, {} openings refused",
+            sum(Word::Opened),
+            sum(Word::Refused)
+        );
+        println!(
+            "{:>14} legal messages, {} wake-ups, {} words over control sockets",
+            sum(Word::Legal),
+            sum(Word::Wakes),
+            sum(Word::Babbles)
+        );
+        println!(
+            "{:>14} messages handled by the victim; it sent {}, called {}, of which answered {}",
+            sum(Word::Handled),
+            sum(Word::Sends),
+            sum(Word::Calls),
+            sum(Word::CallsAnswered)
+        );
+        let ends: Vec<String> = ENDS
+            .iter()
+            .zip(self.ends)
+            .map(|(name, count)| format!("{name} {count}"))
+            .collect();
+        println!("how channels ended: {}", ends.join(", "));
+        let [max, p9999, rest_max, rest_p9999] = self.longest.map(|ns| ns as f64 / 1000.0);
+        println!(
+            "poll, own CPU time, scribbled: p99.99 {p9999:.1} us, longest {max:.1} us, {} of {} above 1 ms",
+            sum(Word::PollOver),
+            sum(Word::Polls)
+        );
+        println!(
+            "                      resting: p99.99 {rest_p9999:.1} us, longest {rest_max:.1} us, {} of {} above 1 ms",
+            sum(Word::RestOver),
+            sum(Word::RestPolls)
+        );
+        println!(
+            "{:>14} calls of the third party, 0 lost, 0 wrong; resting {:.0} a second of its own CPU time",
+            sum(Word::Asked),
+            median(&mut self.calls)
+        );
+        for (name, ratios) in ["the wall", "own CPU time"].iter().zip(&mut self.ratios) {
+            let middle = median(ratios);
+            let at = |share: f64| ratios[((ratios.len() - 1) as f64 * share) as usize];
+            println!(
+                "its rate with the scribbler by without, by {name}: median {middle:.3}, p10 {:.3}, p90 {:.3} of {} pairs",
+                at(0.1),
+                at(0.9),
+                ratios.len()
+            );
+        }
+    }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+/// Runs a round until so many mutations were made, in pairs of batches.
+fn round(seed: u64, sleeps: bool, mutations: u64, batch: Duration, findings: &mut Findings) {
+    let start = Instant::now();
+    let round = Round::start(seed, sleeps);
+    round.scribble();
+    until("channels", || round.board.get(Word::Opened) >= WARM_UP);
+    round.rest();
+    let before = round.holding();
+    let mut pairs = 0;
+    while (round.board.get(Word::Mutations) < mutations || pairs < LEAST_PAIRS)
+        && (start.elapsed() < ROUND_TIME || pairs < LEAST_PAIRS)
+    {
+        // First the one, then the other: what drifts hits both.
+        let mut rates = [(0.0, 0.0); 2];
+        for turn in [pairs % 2, 1 - pairs % 2] {
+            match turn {
+                0 => round.rest(),
+                _ => round.scribble(),
+            }
+            rates[turn] = round.rate(batch);
+        }
+        let [rest, scribbled] = rates;
+        // A sleeping victim is woken sooner by who floods it.
+        if !sleeps {
+            findings.ratios[0].push(scribbled.0 / rest.0);
+            findings.ratios[1].push(scribbled.1 / rest.1);
+            findings.calls.push(rest.1);
+        }
+        pairs += 1;
+    }
+    round.rest();
+    let after = round.holding();
+    let board = round.end();
+    findings.take(&board);
+    for word in [
+        Word::Panics,
+        Word::Wrong,
+        Word::Lost,
+        Word::Torn,
+        Word::Strangers,
+    ] {
+        assert_eq!(board.get(word), 0, "{word:?}, seed {seed}");
+    }
+    assert_eq!(
+        after.descriptors, before.descriptors,
+        "{before:?} {after:?}"
+    );
+    assert_eq!(after.mappings, before.mappings, "{before:?} {after:?}");
+    let most = before.kibibytes + (before.kibibytes / 100).max(KIBIBYTES);
+    assert!(after.kibibytes <= most, "{before:?} {after:?}");
+}
+
+#[test]
+fn a_scribbler_hurts_nobody_but_itself() {
+    let (size, seed, start) = (size(), seed(), Instant::now());
+    println!("TIGHTBEAM_SEED={seed}");
+    let mut findings = Findings::default();
+    for number in 0.. {
+        let made = findings.sum(Word::Mutations);
+        // At least a victim that spins and one that sleeps.
+        if made >= size.mutations && number >= 2 {
+            break;
+        }
+        let share = (size.mutations / 2).min(ROUND);
+        round(
+            seed + number,
+            number % 2 == 1,
+            share,
+            size.batch,
+            &mut findings,
+        );
+    }
+    findings.print(start.elapsed());
+    let open = findings.sum(Word::OnOpen) * 10;
+    assert!(
+        open >= findings.sum(Word::Mutations) * 9,
+        "mostly nobody looked"
+    );
+    for (name, count) in ENDS.iter().zip(findings.ends) {
+        let wanted = !["other fault", "dead"].contains(name);
+        assert!(
+            !wanted || count > 0,
+            "the scribbler has become tame: no {name}"
+        );
+    }
+    if size.long {
+        let by_own_time = median(&mut findings.ratios[1]);
+        assert!(by_own_time >= 0.95, "{by_own_time}");
+        let over = findings.sum(Word::PollOver);
+        assert!(over == 0, "{over} polls above {BOUND} ns");
+    }
+}

@@ -1,0 +1,158 @@
+//! The hostile process: opens a channel by the rules, scribbles over everything that it may write until the victim has had
+//! enough, and opens the next.
+
+use crate::acts;
+use crate::board::{Board, REST, Random, SCRIBBLE, STOP, Word, pin};
+use crate::pen::Pen;
+use crate::support::opening::{
+    HELLO, READY, WELCOME, identity, opening, receive_all, segment, send,
+};
+use crate::support::patiently;
+use crate::words::Words;
+use rustix::net::SendFlags;
+use std::hint::black_box;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::sync::atomic::AtomicU64;
+use tightbeam_segment::Formatted;
+use tightbeam_sys::control;
+use tightbeam_sys::memory::PeerMemory;
+
+/// Stores between two looks at whether the channel is still open.
+const STRETCH: u64 = 256;
+
+/// A channel as the scribbler holds it.
+pub(crate) struct Scribe<'a> {
+    pub(crate) board: &'a Board,
+    pub(crate) random: Random,
+    pub(crate) pen: Pen,
+    pub(crate) socket: OwnedFd,
+    /// What the victim calls this channel.
+    number: u64,
+    unreported: u64,
+    /// One act in so many is a lie.
+    pub(crate) lies: usize,
+    /// It is done with this channel, whatever the victim thinks.
+    pub(crate) left: bool,
+    /// Acts since the victim last consumed something.
+    pub(crate) stuck: usize,
+    _kept: (Formatted, PeerMemory),
+}
+
+pub(crate) fn run(board: &Board, address: &str) {
+    pin(1);
+    let mut random = Random::new(board.get(Word::Seed));
+    let mut number = 0;
+    loop {
+        match board.get(Word::Mode) {
+            REST => rest(board),
+            STOP => return,
+            _ => {
+                number += 1;
+                match open(board, address, &mut random, number) {
+                    Some(mut scribe) => scribe.scribble(),
+                    None => {
+                        number -= 1;
+                        board.add(Word::Refused, 1);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Spins beside the victim and the client, without a channel: what the rate is compared with.
+fn rest(board: &Board) {
+    board.set(Word::Resting, 1);
+    let word = AtomicU64::new(0);
+    while board.get(Word::Mode) == REST {
+        for n in 0..STRETCH {
+            black_box(&word).store(n, std::sync::atomic::Ordering::Relaxed);
+        }
+    }
+    board.set(Word::Resting, 0);
+}
+
+/// Opens a channel by the rules, and keeps what the rules say that it can write.
+fn open<'a>(
+    board: &'a Board,
+    address: &str,
+    random: &mut Random,
+    number: u64,
+) -> Option<Scribe<'a>> {
+    let path = Path::new(address.strip_prefix("shm:").expect("a shm address"));
+    let (formatted, descriptor) = segment();
+    let own = Words::map(&descriptor);
+    let socket = patiently(|| control::connect(path).ok());
+    send(&socket, &opening(HELLO, identity()), &[descriptor.as_fd()]);
+    let (answer, mut descriptors) = receive_all(&socket)?;
+    if answer[8..12] != WELCOME.to_ne_bytes() {
+        return None;
+    }
+    let theirs = descriptors.pop().expect("a segment with it");
+    // Mapped before the last seals, as a reader's own mapping is.
+    let seen = Words::map(&theirs);
+    let memory = PeerMemory::map(theirs, 4096).expect("mapped");
+    send(&socket, &opening(READY, identity()), &[]);
+    patiently(|| (board.get(Word::Opened) >= number).then_some(()));
+    let lies = 1 << (2 + random.below(7));
+    Some(Scribe {
+        board,
+        random: Random::new(random.next()),
+        pen: Pen::new(own, seen),
+        socket,
+        number,
+        unreported: 0,
+        lies,
+        left: false,
+        stuck: 0,
+        _kept: (formatted, memory),
+    })
+}
+
+impl Scribe<'_> {
+    fn scribble(&mut self) {
+        while self.goes_on() {
+            acts::act(self);
+        }
+        // It may write on when the channel is over, to memory that nobody looks at any more.
+        if self.random.once_in(8) {
+            acts::anything(self, 1000);
+        }
+        self.report();
+    }
+
+    fn goes_on(&self) -> bool {
+        !self.left && self.is_open() && self.board.get(Word::Mode) == SCRIBBLE
+    }
+
+    /// Whether the victim still polls this channel.
+    pub(crate) fn is_open(&self) -> bool {
+        self.board.get(Word::Current) == self.number
+    }
+
+    /// To be called after each store that no honest peer would make.
+    #[inline]
+    pub(crate) fn count(&mut self) {
+        self.unreported += 1;
+        if self.unreported == STRETCH {
+            self.report();
+        }
+    }
+
+    fn report(&mut self) {
+        let count = std::mem::take(&mut self.unreported);
+        self.board.add(Word::Mutations, count);
+        if self.is_open() {
+            self.board.add(Word::OnOpen, count);
+        }
+    }
+
+    /// Says something over the control socket, where nothing belongs any more.
+    pub(crate) fn babble(&mut self, bytes: &[u8]) {
+        let flags = SendFlags::NOSIGNAL | SendFlags::DONTWAIT;
+        if rustix::net::send(&self.socket, bytes, flags).is_ok() {
+            self.board.add(Word::Babbles, 1);
+        }
+    }
+}
