@@ -48,7 +48,10 @@ pub(crate) enum Word {
     // Written by the client.
     ClientPid,
     Asked,
-    ClientTime,
+    /// Calls that took less than [`SLOW`](crate::client::SLOW), the nanoseconds that they took together, and the others.
+    Quick,
+    QuickTime,
+    Slow,
     Wrong,
     Lost,
     // Written by the scribbler.
