@@ -13,7 +13,7 @@ pub(crate) enum Word {
     Seed,
     /// The victim sleeps when there is nothing to do.
     Sleeps,
-    /// What the scribbler shall do: [`REST`], [`SCRIBBLE`] or [`STOP`].
+    /// What the scribbler shall do: [`REST`], [`IDLE`], [`SCRIBBLE`] or [`STOP`].
     Mode,
     StopClient,
     StopVictim,
@@ -41,10 +41,12 @@ pub(crate) enum Word {
     PollMax,
     PollP9999,
     PollOver,
+    PollStolen,
     RestPolls,
     RestMax,
     RestP9999,
     RestOver,
+    RestStolen,
     // Written by the client.
     ClientPid,
     Asked,
@@ -55,6 +57,7 @@ pub(crate) enum Word {
     Wrong,
     Lost,
     // Written by the scribbler.
+    /// The mode in which it does nothing, plus one; or 0.
     Resting,
     Mutations,
     OnOpen,
@@ -70,10 +73,11 @@ pub(crate) enum Word {
 
 const WORDS: usize = 128;
 
-/// Modes of the scribbler: it spins on private memory.
+/// Modes of the scribbler. Without a channel, and with one that it does not touch, it spins on private memory.
 pub(crate) const REST: u64 = 0;
-pub(crate) const SCRIBBLE: u64 = 1;
-pub(crate) const STOP: u64 = 2;
+pub(crate) const IDLE: u64 = 1;
+pub(crate) const SCRIBBLE: u64 = 2;
+pub(crate) const STOP: u64 = 3;
 
 pub(crate) struct Board(SharedWords);
 

@@ -2,8 +2,8 @@
 //! enough, and opens the next.
 
 use crate::acts;
-use crate::board::{Board, REST, Random, SCRIBBLE, STOP, Word, pin};
-use crate::pen::Pen;
+use crate::board::{Board, IDLE, REST, Random, SCRIBBLE, STOP, Word, pin};
+use crate::pen::{Pen, STATE_LINE};
 use crate::support::opening::{
     HELLO, READY, WELCOME, identity, opening, receive_all, segment, send,
 };
@@ -44,13 +44,18 @@ pub(crate) fn run(board: &Board, address: &str) {
     let mut random = Random::new(board.get(Word::Seed));
     let mut number = 0;
     loop {
-        match board.get(Word::Mode) {
-            REST => rest(board),
+        let mode = board.get(Word::Mode);
+        match mode {
+            REST => rest(board, REST),
             STOP => return,
             _ => {
                 number += 1;
                 match open(board, address, &mut random, number) {
-                    Some(mut scribe) => scribe.scribble(),
+                    Some(mut scribe) if mode == SCRIBBLE => scribe.scribble(),
+                    Some(scribe) => {
+                        rest(board, IDLE);
+                        scribe.pen.own.publish(STATE_LINE, 1, 1);
+                    }
                     None => {
                         number -= 1;
                         board.add(Word::Refused, 1);
@@ -61,11 +66,11 @@ pub(crate) fn run(board: &Board, address: &str) {
     }
 }
 
-/// Spins beside the victim and the client, without a channel: what the rate is compared with.
-fn rest(board: &Board) {
-    board.set(Word::Resting, 1);
+/// Spins beside the victim and the client: what the rate is compared with.
+fn rest(board: &Board, mode: u64) {
+    board.set(Word::Resting, mode + 1);
     let word = AtomicU64::new(0);
-    while board.get(Word::Mode) == REST {
+    while board.get(Word::Mode) == mode {
         for n in 0..STRETCH {
             black_box(&word).store(n, std::sync::atomic::Ordering::Relaxed);
         }

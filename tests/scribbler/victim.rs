@@ -23,7 +23,9 @@ const BUDGET: usize = 256;
 /// Polls between two readings of the CPU clock, which is a system call.
 const GROUP: usize = 16;
 /// How long the victim waits for an answer of the scribbler.
-const CALL_WITHIN: Duration = Duration::from_micros(50);
+const CALL_WITHIN: Duration = Duration::from_micros(30);
+/// Own CPU time between two looks at what the hypervisor has stolen, which is told in steps of 10 ms.
+const STEAL_LOOK: u64 = 100_000_000;
 /// No poll shall take more of the victim's own CPU time.
 pub(crate) const BOUND: u64 = 1_000_000;
 
@@ -127,6 +129,8 @@ struct Times {
     counts: Vec<u64>,
     max: u64,
     over: u64,
+    /// Those above the bound during which the hypervisor ran somebody else, which the CPU clock cannot tell.
+    stolen: u64,
     polls: u64,
 }
 
@@ -138,6 +142,7 @@ impl Times {
             counts: vec![0; 64 * Self::STEPS as usize],
             max: 0,
             over: 0,
+            stolen: 0,
             polls: 0,
         }
     }
@@ -147,7 +152,6 @@ impl Times {
         let step = (ns >> (power - 3)) & (Self::STEPS - 1);
         self.counts[(u64::from(power) * Self::STEPS + step) as usize] += 1;
         self.max = self.max.max(ns);
-        self.over += u64::from(ns > BOUND);
         self.polls += 1;
     }
 
@@ -171,16 +175,30 @@ struct Group {
     walls: [u64; GROUP],
     count: usize,
     since: u64,
+    /// What the hypervisor has stolen, and when that was looked at.
+    stolen: (u64, u64),
 }
 
 impl Group {
     fn close(&mut self, times: &mut Times) {
         let now = own_time();
         let own = now - self.since;
+        let mut longest = 0;
         for wall in &self.walls[..self.count] {
             times.note((*wall).min(own));
+            longest = longest.max((*wall).min(own));
         }
-        (self.count, self.since) = (0, now);
+        if longest > BOUND || now - self.stolen.1 > STEAL_LOOK {
+            let stolen = stolen();
+            if longest > BOUND {
+                match stolen > self.stolen.0 {
+                    true => times.stolen += 1,
+                    false => times.over += 1,
+                }
+            }
+            self.stolen = (stolen, now);
+        }
+        (self.count, self.since) = (0, own_time());
     }
 }
 
@@ -228,6 +246,7 @@ impl Victim<'_> {
             walls: [0; GROUP],
             count: 0,
             since: own_time(),
+            stolen: (stolen(), own_time()),
         };
         let mut mode = REST;
         while self.board.get(Word::StopVictim) == 0 {
@@ -258,25 +277,26 @@ impl Victim<'_> {
             }
         }
         let board = self.board;
-        for (times, [polls, max, p9999, over]) in [
-            (
-                &rest,
-                [
-                    Word::RestPolls,
-                    Word::RestMax,
-                    Word::RestP9999,
-                    Word::RestOver,
-                ],
-            ),
-            (
-                &scribbled,
-                [Word::Polls, Word::PollMax, Word::PollP9999, Word::PollOver],
-            ),
-        ] {
-            board.set(polls, times.polls);
-            board.set(max, times.max);
-            board.set(p9999, times.quantile(0.9999));
-            board.set(over, times.over);
+        let rest_words = [
+            Word::RestPolls,
+            Word::RestMax,
+            Word::RestP9999,
+            Word::RestOver,
+            Word::RestStolen,
+        ];
+        let words = [
+            Word::Polls,
+            Word::PollMax,
+            Word::PollP9999,
+            Word::PollOver,
+            Word::PollStolen,
+        ];
+        for (times, words) in [(&rest, rest_words), (&scribbled, words)] {
+            let p9999 = times.quantile(0.9999);
+            let values = [times.polls, times.max, p9999, times.over, times.stolen];
+            for (word, value) in words.into_iter().zip(values) {
+                board.set(word, value);
+            }
         }
         board.set(Word::Torn, self.endpoint.state().torn);
     }
@@ -326,7 +346,7 @@ impl Victim<'_> {
                 while self.batch.len() < 5 && self.batch.push(NOTE, &[2; 20]) {}
                 self.endpoint.try_send_batch_to(scribbler, &mut self.batch)
             }
-            15 if self.round % 256 == 255 => {
+            15 if self.round % 1024 == 1023 => {
                 let answer = self.endpoint.call_to(scribbler, ASK, &[3; 30], CALL_WITHIN);
                 self.board.add(Word::Calls, 1);
                 self.board
@@ -364,6 +384,17 @@ impl Victim<'_> {
         self.board.set(Word::Kibibytes, kibibytes());
         self.board.set(Word::Measured, asked);
     }
+}
+
+/// Time that the hypervisor has taken from this thread's CPU, in the kernel's ticks.
+fn stolen() -> u64 {
+    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let cpu = format!("cpu{}", tightbeam_sys::cpu::current());
+    let line = stat
+        .lines()
+        .find(|line| line.split(' ').next() == Some(&cpu));
+    let column = line.and_then(|line| line.split(' ').nth(8));
+    column.and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
 fn descriptors() -> u64 {
