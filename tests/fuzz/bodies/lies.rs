@@ -2,7 +2,7 @@
 
 use super::input::Input;
 use super::lines::{CURSOR, Lines, RING, STATE, WORDS};
-use super::reference::{BATCH, Header, JUMP};
+use super::reference::{BATCH, Header, JUMP, room};
 use super::ring::{World, formatted};
 use tightbeam_segment::{Identity, Layout, MAX_MESSAGE, PAYLOAD_BYTES};
 
@@ -74,13 +74,18 @@ impl World {
         let mut bytes = Vec::new();
         for _ in 0..input.below(12) {
             let len = usize::from(input.byte());
-            let said = match input.below(16) {
-                0 => input.word(),
-                1 => len as u64 + 8,
-                _ => len as u64 | u64::from(input.byte()) << 48,
+            let more = if input.one_in(3) { input.below(9) } else { 0 };
+            let (said, more) = match input.below(16) {
+                0 => (input.word(), 0),
+                1 => (len as u64 + 8, 0),
+                2 => (len as u64 | 0xffff << 16, more),
+                _ => {
+                    let handler = u64::from(input.byte());
+                    (len as u64 | (more as u64) << 16 | handler << 48, more)
+                }
             };
             bytes.extend(said.to_ne_bytes());
-            bytes.extend(vec![0x99; len.next_multiple_of(8)]);
+            bytes.extend(vec![0x99; (1 + more) * room(len)]);
         }
         bytes.truncate(MAX_MESSAGE - input.below(9) % 9);
         let mut header = self.header(input);

@@ -10,6 +10,7 @@ use wire::{BYTES, Opening};
 const MAGIC: &[u8] = b"tb-open\x9d";
 const KINDS: [u32; 4] = [1, 2, 3, 4];
 const REFUSAL: u32 = 3;
+const REASONS: u32 = 5;
 /// Where the fields lie.
 const KIND: usize = 8;
 const IDENTITY: std::ops::Range<usize> = 12..48;
@@ -22,7 +23,7 @@ pub(crate) fn opening(input: &[u8]) {
     let mut near = [0; BYTES];
     near[..MAGIC.len()].copy_from_slice(MAGIC);
     near[KIND] = input.one_of(&[1, 2, 3, 3, 4]);
-    near[REASON] = input.byte() % 5;
+    near[REASON] = input.byte() % 6;
     let cut = match input.one_in(8) {
         true => input.below(BYTES + 1),
         false => BYTES,
@@ -49,7 +50,7 @@ fn parse(bytes: &[u8]) {
     let kind = number(KIND).filter(|kind| KINDS.contains(kind));
     let is_message = bytes.len() == BYTES
         && bytes.starts_with(MAGIC)
-        && kind.is_some_and(|kind| kind != REFUSAL || number(REASON) < Some(4));
+        && kind.is_some_and(|kind| kind != REFUSAL || number(REASON) < Some(REASONS));
     let said = Opening::parse(bytes);
     assert_eq!(said.is_some(), is_message, "{bytes:02x?}");
     let Some(said) = said else { return };

@@ -187,6 +187,11 @@ impl Reader {
     }
 }
 
+/// Bytes that a message takes in a batch.
+pub(crate) fn room(len: usize) -> usize {
+    len.next_multiple_of(8).max(8)
+}
+
 /// The messages of a batch, and where it contradicts itself.
 pub(crate) fn unpack(bytes: &[u8]) -> (Vec<(u16, Vec<u8>)>, Option<usize>) {
     let (mut messages, mut at) = (Vec::new(), 0);
@@ -196,12 +201,15 @@ pub(crate) fn unpack(bytes: &[u8]) -> (Vec<(u16, Vec<u8>)>, Option<usize>) {
         };
         let head = u64::from_ne_bytes(head.try_into().expect("8 bytes"));
         let (len, handler) = (bits(head, 0, 16) as usize, bits(head, 48, 16) as u16);
-        let end = at + 8 + len.next_multiple_of(8);
-        if end > bytes.len() {
+        let (first, count) = (at + 8, 1 + bits(head, 16, 16) as usize);
+        if first + count * room(len) > bytes.len() {
             return (messages, Some(at));
         }
-        messages.push((handler, bytes[at + 8..at + 8 + len].to_vec()));
-        at = end;
+        for number in 0..count {
+            let from = first + number * room(len);
+            messages.push((handler, bytes[from..from + len].to_vec()));
+        }
+        at = first + count * room(len);
     }
     (messages, None)
 }

@@ -7,7 +7,7 @@
 use super::input::Input;
 use super::lies::lie_about_identity;
 use super::lines::{CURSOR, Lines, PAGE, RING};
-use super::reference::{Header, Reader, slots, starts, unpack};
+use super::reference::{Header, Reader, room, slots, starts, unpack};
 use tightbeam_segment::{
     Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, MAX_MESSAGE,
     Outgoing, OwnLines, PeerFault, PeerLines, Port, TrySendError, testing,
@@ -365,10 +365,16 @@ impl World {
 
     fn send_batch(&mut self, input: &mut Input<'_>) {
         let (mut batch, mut bytes, mut count) = (Batch::new(), 0, 0);
+        let (mut len, mut before) = (0, None);
         for _ in 0..input.below(12) {
-            let len = usize::from(input.byte());
+            if !input.one_in(3) {
+                len = usize::from(input.byte());
+            }
             if batch.push(1, &vec![1; len]) {
-                (bytes, count) = (bytes + 8 + len.next_multiple_of(8), count + 1);
+                // Messages alike share a head.
+                let head = if before == Some(len) { 0 } else { 8 };
+                (bytes, count) = (bytes + head + room(len), count + 1);
+                before = Some(len);
             }
         }
         if count > 0 {
