@@ -31,7 +31,7 @@ pub(crate) const NUMBER: usize = 5;
 pub(crate) const REST: usize = 6;
 
 /// Messages handled at a look; a batch may hold this many more.
-const BUDGET: usize = 64;
+pub(crate) const BUDGET: usize = 64;
 const BATCH: usize = 135;
 /// So many further calls of the third party say that it goes on.
 const GOES_ON: u64 = 20;

@@ -4,14 +4,14 @@ use crate::liar::{ASLEEP, Liar, Opener, STATE_LINE, Side, WAKE, liars_address, p
 use crate::long;
 use crate::support::opening::{HELLO, identity, opening, receive, segment, send};
 use crate::support::{Ledger, PATIENCE, patiently};
-use crate::victim::{ANSWERED, GO, NOTE, NUMBER, PANIC, REST, Stage};
+use crate::victim::{ANSWERED, BUDGET, ECHO, GO, NOTE, NUMBER, PANIC, PROGRESS, REST, Stage};
 use rustix::io::Errno;
 use std::os::fd::{AsFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tightbeam::{Counter, Endpoint, Event, PeerFault, SendError, Wait};
-use tightbeam_segment::Outgoing;
+use tightbeam_segment::{MAX_CALLS, Outgoing};
 use tightbeam_sys::{control, wake};
 
 /// What the liar does.
@@ -19,6 +19,7 @@ pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
     match act {
         "make handlers panic" => make_handlers_panic(side, address),
         "wake all the time" => wake_all_the_time(side, address),
+        "ask and sleep" => ask_and_sleep(side, address),
         "flood the control socket" => flood_control(side, address),
         "flood the opening" => flood_the_opening(address),
         "say nothing" => say_nothing(address, false),
@@ -105,7 +106,7 @@ fn calls_in(stage: &mut Stage, time: Duration) -> u64 {
     stage.ledger.read(ANSWERED) - before
 }
 
-/// It costs its victim a system call a message, and naps that are shorter: nobody waits, and nothing is lost.
+/// It costs its victim a system call for each message that it sends from outside a handler, and naps that are shorter: nobody waits, and nothing is lost.
 #[test]
 fn r05_a_storm_of_wake_ups() {
     let time = Duration::from_millis(if long() { 5_000 } else { 300 });
@@ -124,6 +125,47 @@ fn r05_a_storm_of_wake_ups() {
         stage.goes_on();
         assert!(stage.victim.next_event().is_none());
         stage.go(1);
+        let end = stage.event();
+        assert!(matches!(end, Event::Closed { .. }), "{end:?}");
+        assert!(liar.finish());
+        stage.quarantined(channel);
+        stage.end();
+    }
+}
+
+/// As many as a channel allows.
+const CALLS: u64 = MAX_CALLS as u64;
+
+/// Calls many times at once, and says that it sleeps.
+fn ask_and_sleep(side: Side, address: &str) {
+    let liar = Opener::new(side, address).open();
+    liar.own.write(STATE_LINE, ASLEEP, 1);
+    Ledger::of(address).wait_for(GO, 1);
+    for number in 0..CALLS {
+        let call = Outgoing::call(ECHO);
+        let sent = liar.port.try_send(call, &number.to_ne_bytes());
+        sent.expect("there is room");
+    }
+    report(address, 1);
+    Ledger::of(address).wait_for(GO, 2);
+    liar.leave();
+}
+
+/// However many answers there are: it is woken no more than twice a look.
+#[test]
+fn r05_answers_to_a_peer_that_always_sleeps() {
+    for side in Side::BOTH {
+        let mut stage = Stage::new("r05-answers");
+        let liar = stage.liar(side, "ask and sleep");
+        let channel = stage.meet(side);
+        stage.go(1);
+        stage.ledger.wait_for(PROGRESS, 1);
+        stage.victim.poll(BUDGET);
+        let counters = stage.victim.counters(channel).expect("still open");
+        assert_eq!(counters.get(Counter::Sent), CALLS, "all answers at once");
+        let wakes = counters.get(Counter::Wakes);
+        assert!((1..=2).contains(&wakes), "{wakes} for {CALLS} answers");
+        stage.go(2);
         let end = stage.event();
         assert!(matches!(end, Event::Closed { .. }), "{end:?}");
         assert!(liar.finish());
