@@ -4,10 +4,11 @@ use crate::liar::{Liar, Opener, Side, liars_address, path, report};
 use crate::segments::{become_nobody, not_root};
 use crate::support::opening::{REFUSAL, receive, receive_all};
 use crate::support::{Ledger, patiently};
-use crate::victim::{GO, NUMBER, Stage};
+use crate::victim::{FEED, GO, NUMBER, Stage};
 use rustix::process::Signal;
 use std::os::fd::AsFd;
 use tightbeam::{Event, OpenError};
+use tightbeam_segment::Outgoing;
 use tightbeam_sys::control;
 
 const NOBODY: u32 = 65_534;
@@ -18,6 +19,7 @@ pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
         "listen as nobody" => listen_as_nobody(address),
         "connect as nobody" => connect_as_nobody(address),
         "stay" => stay(side, address),
+        "never stop" => never_stop(address),
         "pass its connection on" => pass_on(address),
         "take a connection over" => take_over(address),
         _ => return false,
@@ -194,5 +196,42 @@ fn l10_a_connection_is_passed_on() {
     stage.quarantined(channel);
     assert_eq!(stage.log(channel).messages, 10);
     assert!(taker.finish());
+    stage.end();
+}
+
+/// Takes the connection, and never stops sending.
+fn never_stop(address: &str) {
+    let listener = control::listen(&path(&liars_address(address))).expect("a free path");
+    let other = patiently(|| control::accept(listener.as_fd()).ok());
+    let (_, mut descriptors) = receive_all(&other).expect("a connection");
+    let liar = Liar::greet(descriptors.pop().expect("a connection"), |_, _| {});
+    let ledger = Ledger::of(address);
+    let out = Outgoing::message(FEED);
+    for number in 0u64.. {
+        let sent = patiently(|| match liar.port.try_send(out, &number.to_ne_bytes()) {
+            Ok(()) => Some(true),
+            Err(_) => (ledger.read(GO) == 2).then_some(false),
+        });
+        if !sent {
+            break;
+        }
+        ledger.write(NUMBER, number + 1);
+    }
+}
+
+/// Who has the segment of a process that is dead cannot keep its channel alive, although the ring is never found empty.
+#[test]
+fn l10_somebody_goes_on_for_the_dead() {
+    let mut stage = Stage::new("l10-on");
+    let taker = stage.liar(Side::Server, "never stop");
+    let maker = stage.liar(Side::Client, "pass its connection on");
+    let channel = stage.meet(Side::Client);
+    stage.go(1);
+    assert!(maker.finish());
+    let end = stage.event();
+    assert!(matches!(end, Event::Dead { channel: of, .. } if of == channel));
+    stage.go(2);
+    assert!(taker.finish());
+    stage.quarantined(channel);
     stage.end();
 }

@@ -20,6 +20,9 @@ pub(crate) const NOTE: u16 = 2;
 /// Is noted, and then its handler panics.
 pub(crate) const PANIC: u16 = 3;
 
+/// Is handled when the one after the next has been sent.
+pub(crate) const FEED: u16 = 4;
+
 /// Words of the ledger: calls of the third party that were answered, and wrongly; that it shall leave; how far the liar is, how
 /// far it may go, a number of its own, and for how many microseconds the third party rests between two calls.
 pub(crate) const ANSWERED: usize = 0;
@@ -47,8 +50,13 @@ pub(crate) struct Log {
     pub(crate) unstable: u64,
 }
 
-#[derive(Default)]
-pub(crate) struct Seen(HashMap<ChannelId, Log>);
+/// What came, and where the ledger is.
+pub(crate) struct Seen(HashMap<ChannelId, Log>, String);
+
+fn feed(seen: &mut Seen, message: Message<'_>, _: Reply<'_>) {
+    let number = message.bytes().try_into().map_or(0, u64::from_ne_bytes);
+    Ledger::of(&seen.1).wait_for(NUMBER, number + 2);
+}
 
 fn note(seen: &mut Seen, message: Message<'_>, reply: Reply<'_>) {
     let log = seen.0.entry(reply.channel()).or_default();
@@ -110,12 +118,13 @@ impl Stage {
         let handlers = Handlers::new()
             .on(ECHO, |_, message, reply| reply.send(message.bytes()))
             .on(NOTE, note)
+            .on(FEED, feed)
             .on(PANIC, |seen, message, reply| {
                 note(seen, message, reply);
                 // Without a word on the terminal.
                 std::panic::resume_unwind(Box::new("on purpose"));
             });
-        let builder = Endpoint::builder().state(Seen::default());
+        let builder = Endpoint::builder().state(Seen(HashMap::new(), scratch.address()));
         let builder = builder.handlers(handlers).depth(64).deadline(PATIENCE);
         let builder = settings(builder.open_within(PATIENCE));
         let mut victim = builder.listen(&scratch.address()).expect("a free path");

@@ -64,6 +64,8 @@ pub(crate) struct Channel {
     pub(crate) peer: PeerIdentity,
     pub(crate) memory: MemoryReport,
     pub(crate) ending: Option<Ending>,
+    /// Slots that may be consumed until it is over: what was there when its end was noticed fits into the ring once.
+    last_slot: Option<u64>,
     /// The call that somebody waits for now, and its answer once it has come.
     pub(crate) awaited: Option<u16>,
     pub(crate) answer: Option<Answer>,
@@ -108,6 +110,7 @@ impl Channel {
             peer,
             memory,
             ending: None,
+            last_slot: None,
             awaited: None,
             answer: None,
             unsettled: false,
@@ -133,6 +136,26 @@ impl Channel {
         self.awaited = None;
         self.unsettled = true;
         Called::Answered
+    }
+
+    /// Notes that the end is near.
+    pub(crate) fn note_ending(&mut self, ending: Ending) {
+        // A hang-up says less than an exit, and a fault more than both.
+        let known = matches!(self.ending, Some(Ending::Faulted(_)))
+            || (self.ending == Some(Ending::Exited) && ending == Ending::HungUp);
+        if !known {
+            self.ending = Some(ending);
+        }
+        let ring = self.port.peer_layout().lines() as u64;
+        let last = self.port.consumed_slots().wrapping_add(ring);
+        self.last_slot.get_or_insert(last);
+    }
+
+    /// Whether there is something left of what was sent before the end; somebody else who has the peer's segment may go on.
+    pub(crate) fn has_rest(&self) -> bool {
+        let left = |last: u64| last.wrapping_sub(self.port.consumed_slots()) as i64;
+        // Only asked: what is there, a fault among it, the next drain takes.
+        self.last_slot.is_none_or(|last| left(last) > 0) && self.port.has_arrival()
     }
 
     /// Consumes a reply that has been read.

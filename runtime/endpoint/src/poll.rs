@@ -130,16 +130,10 @@ impl<S> Endpoint<S> {
     }
 
     fn note_ending(&mut self, label: u64, ending: Ending) {
-        let Some(channel) = self.channel(ChannelId(label)) else {
-            return;
-        };
-        // A hang-up says less than an exit, and a fault more than both.
-        let known = matches!(channel.ending, Some(Ending::Faulted(_)))
-            || (channel.ending == Some(Ending::Exited) && ending == Ending::HungUp);
-        if !known {
-            channel.ending = Some(ending);
+        if let Some(channel) = self.channel(ChannelId(label)) {
+            channel.note_ending(ending);
+            self.ending = true;
         }
-        self.ending = true;
     }
 
     /// Makes a channel of what was opened and has the control thread watch it.
@@ -226,8 +220,7 @@ fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
     channel.settle();
     // Asked before the ring is found empty: what was sent before closing is then not missed.
     let closed = channel.port.peer_ended();
-    // Only asked: what is there, a fault among it, the next drain takes.
-    if channel.port.has_arrival() {
+    if channel.has_rest() {
         return None;
     }
     match (closed, ending) {

@@ -110,6 +110,11 @@ impl Port {
         self.peer_layout
     }
 
+    /// Slots of the peer's ring consumed since the channel was opened.
+    pub fn consumed_slots(&self) -> u64 {
+        self.rx.consumed()
+    }
+
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         let sent = self.tx.messages().wrapping_add(self.tx.batched());
