@@ -440,9 +440,12 @@ impl Thread {
                 client: Client::Welcomed(opened),
                 ..
             } = item
-                && opened.is_settled()
             {
-                opened.join(0).port.close();
+                // First, so that who is not ready by now cannot say any more that it is.
+                control::shut(opened.socket.as_fd());
+                if opened.is_settled() {
+                    opened.join(0).port.close();
+                }
             }
         }
     }
