@@ -1,6 +1,7 @@
 //! Settings of an endpoint, each with a named default.
 
 use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
+use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
 use crate::{Credentials, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
@@ -161,6 +162,7 @@ impl<S> Builder<S> {
             channels: Vec::new(),
             live: 0,
             first: 0,
+            rounds: Rounds::default(),
             ending: false,
             stopping: false,
             mailbox: Mailbox::new(),

@@ -2,6 +2,7 @@
 
 use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
+use crate::rounds::PATIENCE;
 use crate::send::wake_if_asleep;
 use std::mem;
 use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
@@ -71,6 +72,8 @@ pub(crate) struct Channel {
     pub(crate) answer: Option<Answer>,
     /// The last reply has been read but not consumed: that is done when the next call is on its way.
     pub(crate) unsettled: bool,
+    /// Looks until it counts as idle; 0 if it does.
+    pub(crate) looks: u16,
     /// Given back when the channel is over.
     _seat: Option<Seat>,
 }
@@ -114,6 +117,7 @@ impl Channel {
             awaited: None,
             answer: None,
             unsettled: false,
+            looks: PATIENCE,
             _seat: seat,
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
+use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
 use crate::{Address, Builder, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::collections::VecDeque;
@@ -30,6 +31,8 @@ pub struct Endpoint<S = ()> {
     pub(crate) live: usize,
     /// Slot of the first one.
     pub(crate) first: usize,
+    /// Whose turn it is.
+    pub(crate) rounds: Rounds,
     /// Some channel may be at its end.
     pub(crate) ending: bool,
     /// Somebody wants `run` to return.
@@ -165,6 +168,7 @@ impl<S> Endpoint<S> {
     pub(crate) fn count_channels(&mut self) {
         self.live = self.channels.iter().flatten().count();
         self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
+        self.rounds.follow(&self.channels);
     }
 
     #[inline(always)]

@@ -22,6 +22,7 @@ mod error;
 mod event;
 mod handler;
 mod poll;
+mod rounds;
 mod send;
 mod typed;
 mod wait;

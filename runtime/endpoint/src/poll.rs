@@ -11,31 +11,42 @@ use tightbeam_segment::{Ended, PeerFault};
 impl<S> Endpoint<S> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
     ///
+    /// Where there are several channels, at most 32 messages of each are handled before the next one's turn (a batch is handled as a
+    /// whole). Of more than 8 channels it looks at those over which something came lately, and at 4 of the others in turn: what
+    /// a poll costs follows the channels that are used.
+    ///
     /// Never blocks. Makes no system call and allocates nothing, but when a channel begins or ends (I5).
     #[inline(always)]
     pub fn poll(&mut self, budget: usize) -> usize {
         self.poll_spinning(budget, 0)
     }
 
-    /// As [`poll`](Self::poll); spins for the first message if there is but one channel.
+    /// As [`poll`](Self::poll); spins for the first message.
     #[inline(always)]
     pub(crate) fn poll_spinning(&mut self, budget: usize, spins: u32) -> usize {
         if self.mailbox.rang() {
             self.attend();
         }
-        let (share, spins) = match self.live {
-            0 | 1 => (budget, spins),
-            live => ((budget / live).max(1), 0),
+        let handled = match self.live {
+            0 | 1 => self.poll_only(budget, spins),
+            _ => self.poll_many(budget, spins),
         };
-        let mut handled = 0;
-        for channel in self.channels.iter_mut().flatten() {
-            handled += channel.drain(&self.handlers, &mut self.state, share, spins);
-            self.ending |= channel.ending.is_some();
-        }
         if self.ending {
             self.reap();
         }
         handled
+    }
+
+    #[inline(always)]
+    fn poll_only(&mut self, budget: usize, spins: u32) -> usize {
+        match self.channels.get_mut(self.first) {
+            Some(Some(channel)) => {
+                let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
+                self.ending |= channel.ending.is_some();
+                handled
+            }
+            _ => 0,
+        }
     }
 
     /// As [`poll`](Self::poll), but waits for the first message, at most as long as `within`. Returns 0 if none came, or as
@@ -133,6 +144,7 @@ impl<S> Endpoint<S> {
         if let Some(channel) = self.channel(ChannelId(label)) {
             channel.note_ending(ending);
             self.ending = true;
+            self.look_often(ChannelId(label).slot());
         }
     }
 
