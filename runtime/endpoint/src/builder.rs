@@ -163,6 +163,7 @@ impl<S> Builder<S> {
             live: 0,
             first: 0,
             rounds: Rounds::default(),
+            watcher: None,
             ending: false,
             stopping: false,
             mailbox: Mailbox::new(),

@@ -4,7 +4,10 @@ use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
 use crate::rounds::PATIENCE;
 use crate::send::wake_if_asleep;
+use std::cell::Cell;
 use std::mem;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
 use tightbeam_sys::control::Credentials;
 use tightbeam_sys::memory::MemoryReport;
@@ -59,9 +62,25 @@ pub(crate) enum Ending {
     Faulted(PeerFault),
 }
 
+/// Whether the peer has been told to wake us over the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Armed {
+    No,
+    /// What came before it knew has not been looked for yet.
+    Fresh,
+    Yes,
+}
+
 pub(crate) struct Channel {
     pub(crate) id: ChannelId,
     pub(crate) port: Port,
+    /// The connection beside the rings.
+    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) armed: Armed,
+    /// The endpoint itself watches the connection.
+    pub(crate) watched: bool,
+    /// Somebody found no room to send.
+    pub(crate) wants_room: Cell<bool>,
     pub(crate) peer: PeerIdentity,
     pub(crate) memory: MemoryReport,
     pub(crate) ending: Option<Ending>,
@@ -103,6 +122,7 @@ impl Channel {
     pub(crate) fn new(
         id: ChannelId,
         port: Port,
+        socket: Arc<OwnedFd>,
         peer: PeerIdentity,
         memory: MemoryReport,
         seat: Option<Seat>,
@@ -110,6 +130,10 @@ impl Channel {
         Channel {
             id,
             port,
+            socket,
+            armed: Armed::No,
+            watched: false,
+            wants_room: Cell::new(false),
             peer,
             memory,
             ending: None,
@@ -129,7 +153,7 @@ impl Channel {
         if let Err(error) = self.port.try_send(Outgoing::call(handler), payload) {
             return Called::NotSent(error);
         }
-        wake_if_asleep(&self.port);
+        wake_if_asleep(self);
         self.settle();
         self.awaited = Some(call);
         if !self.port.reply_within(call, spins) {
@@ -168,6 +192,7 @@ impl Channel {
         if self.unsettled {
             self.unsettled = false;
             self.port.consume();
+            self.disarm();
         }
     }
 
@@ -220,7 +245,7 @@ impl Channel {
         if handled > 0 || settled {
             self.port.finish_drain();
             // It may sleep until there is room, or until there is what handlers have sent.
-            wake_if_asleep(&self.port);
+            wake_if_asleep(self);
         }
         handled
     }

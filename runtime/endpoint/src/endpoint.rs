@@ -3,12 +3,15 @@
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::rounds::Rounds;
+use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
 use crate::{Address, Builder, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::time::Duration;
 use tightbeam_segment::Counters;
+use tightbeam_sys::control::Watcher;
 use tightbeam_sys::memory::MemoryReport;
 
 /// Sends and receives messages over any number of channels, on one thread.
@@ -46,6 +49,8 @@ pub struct Endpoint<S = ()> {
     pub(crate) options: OpenOptions,
     pub(crate) wait: Wait,
     pub(crate) spin_budget: SpinBudget,
+    /// Set as soon as the endpoint waits on descriptors.
+    pub(crate) watcher: Option<Rc<Watcher>>,
     pub(crate) deadline: Duration,
     pub(crate) controller: &'static Controller,
     /// Neither `Send` nor `Sync`.
@@ -100,6 +105,7 @@ impl<S> Endpoint<S> {
             return false;
         }
         if let Some(closing) = self.channels[channel.slot()].take() {
+            self.forget_connection(&closing);
             self.count_channels();
             hang_up(&closing, self.controller, &self.mailbox);
         }
@@ -169,6 +175,7 @@ impl<S> Endpoint<S> {
         self.live = self.channels.iter().flatten().count();
         self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
         self.rounds.follow(&self.channels);
+        self.disarm();
     }
 
     #[inline(always)]
@@ -190,9 +197,7 @@ impl<S> Endpoint<S> {
 
 fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
     channel.port.close();
-    if channel.port.peer_asleep() {
-        tightbeam_sys::wake::wake_one(channel.port.bump_wake_word());
-    }
+    wake_if_asleep(channel);
     controller.unwatch(channel.id.0, mailbox.door());
 }
 

@@ -17,6 +17,7 @@ mod builder;
 mod call;
 mod channel;
 mod control;
+mod descriptor;
 mod endpoint;
 mod error;
 mod event;
@@ -33,6 +34,7 @@ pub use builder::{
 };
 pub use channel::{ChannelId, PeerIdentity};
 pub use control::{Openings, Stopper};
+pub use descriptor::{ArmError, Sleeper};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};

@@ -5,6 +5,7 @@ use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
+use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::{Ended, PeerFault};
 
@@ -158,8 +159,9 @@ impl<S> Endpoint<S> {
         let id = ChannelId::new(slot, self.unique);
         let (peer, memory) = (opened.peer, opened.memory);
         let joined = opened.join(id.0);
-        let (socket, pidfd) = (joined.socket, joined.pidfd);
-        let channel = Channel::new(id, joined.port, peer, memory, joined.seat);
+        let (socket, pidfd) = (Arc::new(joined.socket), joined.pidfd);
+        let ours = Arc::clone(&socket);
+        let channel = Channel::new(id, joined.port, ours, peer, memory, joined.seat);
         let channel = Box::new(channel);
         match self.channels.get_mut(slot) {
             Some(free) => *free = Some(channel),
@@ -169,6 +171,7 @@ impl<S> Endpoint<S> {
         self.controller.watch(Watch {
             label: id.0,
             socket,
+            end_only: self.watcher.is_some(),
             pidfd,
             door: self.mailbox.door(),
         });
@@ -197,6 +200,7 @@ impl<S> Endpoint<S> {
         let Some(ended) = self.channels[slot].take() else {
             return;
         };
+        self.forget_connection(&ended);
         self.count_channels();
         self.controller.unwatch(ended.id.0, self.mailbox.door());
         let (channel, counters) = (ended.id, ended.port.counters().clone());

@@ -113,7 +113,10 @@ impl<S> Endpoint<S> {
         let handled = channel.drain(&self.handlers, &mut self.state, share, 0);
         channel.looks = match handled {
             0 => channel.looks.saturating_sub(1),
-            _ => PATIENCE,
+            _ => {
+                channel.disarm();
+                PATIENCE
+            }
         };
         self.ending |= channel.ending.is_some();
         handled

@@ -1,40 +1,62 @@
 //! Sending: at once, or with a deadline and polling meanwhile.
 
 use crate::channel::{Channel, ChannelId};
+use crate::descriptor::WAKE;
 use crate::wait::Waiting;
 use crate::{Endpoint, SendError, TypedMessage};
+use std::os::fd::AsFd;
 use std::time::Duration;
-use tightbeam_segment::{Batch, Outgoing, Port};
-use tightbeam_sys::wake;
+use tightbeam_segment::{Batch, Counter, Outgoing, Port, TrySendError};
+use tightbeam_sys::{control, wake};
 
 /// Wakes the peer if it says that it sleeps; costs one load of a shared line while it does not (D7).
 #[inline(always)]
-pub(crate) fn wake_if_asleep(port: &Port) {
-    if port.peer_asleep() {
-        wake_peer(port);
+pub(crate) fn wake_if_asleep(channel: &Channel) {
+    if channel.port.peer_asleep() {
+        wake_peer(channel);
     }
 }
 
 #[cold]
 #[inline(never)]
-fn wake_peer(port: &Port) {
+fn wake_peer(channel: &Channel) {
+    if !channel.port.peer_sleeps_on_connection() {
+        return wake_by_word(&channel.port);
+    }
+    channel.port.count(Counter::Wakes);
+    // A connection that is full has woken it already; one that is over has nobody to wake.
+    let _ = control::send(channel.socket.as_fd(), &WAKE, None);
+}
+
+#[cold]
+#[inline(never)]
+fn wake_by_word(port: &Port) {
     wake::wake_one(port.bump_wake_word());
 }
 
 /// The same from a handler: once a drain, which wakes again when it ends. A peer that always says that it sleeps costs two
-/// system calls a drain then, not one for each message that it has answered.
+/// system calls a drain then, not one for each message that it has answered. Who is to be woken over the connection is only
+/// woken when the drain ends.
 #[inline(always)]
 pub(crate) fn wake_from_handler(port: &Port) {
-    if port.peer_asleep() && port.take_wake() {
-        wake_peer(port);
+    if port.peer_asleep() && !port.peer_sleeps_on_connection() && port.take_wake() {
+        wake_by_word(port);
     }
 }
 
 #[inline(always)]
 fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendError> {
-    channel.port.try_send(Outgoing::message(handler), payload)?;
-    wake_if_asleep(&channel.port);
+    let sent = channel.port.try_send(Outgoing::message(handler), payload);
+    sent.map_err(|error| not_sent(channel, error))?;
+    wake_if_asleep(channel);
     Ok(())
+}
+
+/// Notes that there was no room, for who waits on a descriptor until there is.
+#[cold]
+fn not_sent(channel: &Channel, error: TrySendError) -> SendError {
+    channel.wants_room.set(error == TrySendError::Full);
+    error.into()
 }
 
 /// A typed message that was not sent: it comes back with the reason.
@@ -78,8 +100,9 @@ impl<S> Endpoint<S> {
         batch: &mut Batch,
     ) -> Result<(), SendError> {
         let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
-        channel.port.try_send_batch(batch)?;
-        wake_if_asleep(&channel.port);
+        let sent = channel.port.try_send_batch(batch);
+        sent.map_err(|error| not_sent(channel, error))?;
+        wake_if_asleep(channel);
         Ok(())
     }
 

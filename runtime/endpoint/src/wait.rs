@@ -7,7 +7,7 @@
 use crate::Endpoint;
 use crate::channel::ChannelId;
 use std::time::{Duration, Instant};
-use tightbeam_segment::Port;
+use tightbeam_segment::{Asleep, Port};
 use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
 
 /// How an endpoint waits when nothing has arrived.
@@ -145,29 +145,30 @@ impl<S> Endpoint<S> {
     /// Sleeps until a peer or the control thread wakes this thread, at most for `bound` and [`BOUND`].
     #[cold]
     fn park(&mut self, bound: Duration, room: Option<ChannelId>) {
+        let bound = bound.min(BOUND);
+        // The mailbox has a word, too.
+        if self.live >= MAX_WORDS {
+            self.park_on_descriptor(bound, room);
+            return self.spin_budget.punish();
+        }
+        self.disarm();
         let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
         // The words are read first: whatever is changed after this keeps us awake.
         let mut watched = [self.mailbox.watched(); MAX_WORDS];
         for (slot, port) in watched[1..].iter_mut().zip(ports()) {
             *slot = watch(port);
         }
-        ports().for_each(|port| port.set_asleep(true));
+        ports().for_each(|port| port.set_asleep(Asleep::Word));
         // Without the barrier a peer may miss that we sleep; the bound then limits what that costs.
         let _ = wake::barrier();
-        // More channels than can be watched are found by looking more often.
-        let count = 1 + ports().count();
-        let bound = if count > MAX_WORDS {
-            BOUND / 10
-        } else {
-            bound.min(BOUND)
-        };
+        let count = 1 + self.live;
         let room = room.and_then(|id| self.look_up(id));
         let has_room = room.is_some_and(|channel| channel.port.has_credit());
         if !has_room && !self.mailbox.rang() && !ports().any(Port::has_arrival) {
-            wake::wait_any(&watched[..count.min(MAX_WORDS)], bound);
+            wake::wait_any(&watched[..count], bound);
             self.spin_budget.punish();
         }
-        ports().for_each(|port| port.set_asleep(false));
+        ports().for_each(|port| port.set_asleep(Asleep::No));
     }
 }
 

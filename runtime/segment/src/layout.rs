@@ -78,6 +78,8 @@ pub const LAYOUT_HASH: u64 = hash(&[
     0x00_08_0b_0c_10_1b_2f_30,
     // Kinds, in their order: message, reply, no handler, no reply, batch, jump.
     0x00_01_02_03_04_05,
+    // Ways to sleep: not at all, on the word, on the connection.
+    0x00_01_02,
     // Head of a run in a batch: length, more, handler: the shift of each.
     0x00_10_30,
 ]);
@@ -194,7 +196,7 @@ mod tests {
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
         assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0x488f_2e6c_6eb9_0fc7);
+        assert_eq!(LAYOUT_HASH, 0x37a2_e540_5014_7a37);
     }
 
     #[test]

@@ -78,6 +78,6 @@ pub use layout::{
     PAYLOAD_BYTES, SLOT_BYTES, VERSION,
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};
-pub use port::{Ended, Port};
+pub use port::{Asleep, Ended, Port};
 pub use receive::{Incoming, Lookout};
 pub use send::TrySendError;

@@ -36,6 +36,17 @@ pub enum Ended {
     Closed,
 }
 
+/// How who sleeps is to be woken. The values are those of the state line's word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Asleep {
+    /// Not at all: it is awake.
+    No = 0,
+    /// By a change of the waker's wake-up word, and the wake-up call on it.
+    Word = 1,
+    /// By a message over the connection beside the rings.
+    Connection = 2,
+}
+
 /// One side of a channel.
 pub struct Port {
     pub(crate) own: OwnLines,
@@ -164,15 +175,15 @@ impl Port {
         }
     }
 
-    /// Publishes in my segment that I am about to sleep, or that I am awake again.
+    /// Publishes in my segment that I am about to sleep and how I am to be woken, or that I am awake again.
     ///
     /// After arming, the caller must make the store visible to the peer's CPU (`membarrier`), look at the ring once more,
-    /// and only then sleep, on [`peer_wake_word`](Self::peer_wake_word).
-    pub fn set_asleep(&self, asleep: bool) {
+    /// and only then sleep, on [`peer_wake_word`](Self::peer_wake_word) or until something comes over the connection.
+    pub fn set_asleep(&self, asleep: Asleep) {
         // Release: pairs with nothing by itself; `membarrier` in the sleeper orders it against the sender's look.
         self.own
             .head::<STATE_LINE>()
-            .publish(STATE_ASLEEP, u64::from(asleep));
+            .publish(STATE_ASLEEP, asleep as u64);
     }
 
     /// Whether the peer says that it sleeps. One load of a line that rarely changes; costs nothing while the peer is awake.
@@ -181,6 +192,11 @@ impl Port {
         // What was sent must not be stored after this load; a sleeper's `membarrier` sees to it on the CPU.
         compiler_barrier();
         self.peer.head::<STATE_LINE>().load(STATE_ASLEEP) != 0
+    }
+
+    /// Whether the peer, if it says that it sleeps, is to be woken over the connection. Any other value is the word.
+    pub fn peer_sleeps_on_connection(&self) -> bool {
+        self.peer.head::<STATE_LINE>().load(STATE_ASLEEP) == Asleep::Connection as u64
     }
 
     /// Whether nobody has asked this since the last drain ended.
@@ -295,7 +311,7 @@ impl Port {
 // Endpoint-level types promise `!Sync`; the cells here see to it.
 #[cfg(test)]
 mod tests {
-    use crate::{Arrival, Counter, Ended, Layout, Outgoing, testing};
+    use crate::{Arrival, Asleep, Counter, Ended, Layout, Outgoing, testing};
 
     #[test]
     fn closing_is_seen_after_what_was_sent() {
@@ -315,11 +331,16 @@ mod tests {
     fn the_wake_word_changes_with_each_bump() {
         let (left, right) = testing::pair(Layout::new(2).unwrap());
         assert!(!left.peer_asleep());
-        right.set_asleep(true);
+        right.set_asleep(Asleep::Word);
         assert!(left.peer_asleep());
         let before = right.peer_wake_value();
         left.bump_wake_word();
         assert_ne!(right.peer_wake_value(), before);
         assert_eq!(left.counters().get(Counter::Wakes), 1);
+        assert!(!left.peer_sleeps_on_connection());
+        right.set_asleep(Asleep::Connection);
+        assert!(left.peer_asleep() && left.peer_sleeps_on_connection());
+        right.set_asleep(Asleep::No);
+        assert!(!left.peer_asleep() && !left.peer_sleeps_on_connection());
     }
 }

@@ -237,6 +237,18 @@ impl Watcher {
         epoll::add(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
     }
 
+    /// Watches a descriptor for a hang-up only.
+    pub fn add_end(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), Errno> {
+        let flags = epoll::EventFlags::RDHUP;
+        epoll::add(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
+    }
+
+    /// Watches a descriptor that is watched already for a hang-up only.
+    pub fn keep_end(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), Errno> {
+        let flags = epoll::EventFlags::RDHUP;
+        epoll::modify(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
+    }
+
     /// Stops watching a descriptor.
     pub fn remove(&self, descriptor: BorrowedFd<'_>) {
         // A descriptor that is not watched needs no removing.
@@ -253,6 +265,13 @@ impl Watcher {
             Err(errno) => return Err(errno),
         }
         Ok(events.iter().map(Ready::from).collect())
+    }
+}
+
+impl AsFd for Watcher {
+    /// Readable while something that is watched is ready.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
     }
 }
 

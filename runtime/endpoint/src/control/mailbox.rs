@@ -1,9 +1,10 @@
 //! What the control thread has for one endpoint.
 
 use super::Opened;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, OnceLock};
+use tightbeam_sys::control::Alarm;
 use tightbeam_sys::wake::{Bell, Watched};
 
 /// Something that the control thread has seen.
@@ -38,6 +39,17 @@ pub(crate) struct Door {
 struct Shared {
     bell: Bell,
     stop: AtomicBool,
+    /// For an endpoint that waits on descriptors.
+    alarm: OnceLock<Alarm>,
+}
+
+impl Shared {
+    fn ring(&self) {
+        self.bell.ring();
+        if let Some(alarm) = self.alarm.get() {
+            alarm.raise();
+        }
+    }
 }
 
 impl Mailbox {
@@ -62,6 +74,18 @@ impl Mailbox {
     #[inline(always)]
     pub(crate) fn rang(&self) -> bool {
         self.door.shared.bell.value() != self.seen
+    }
+
+    /// From now on whoever rings makes this readable, too.
+    pub(crate) fn alarm(&self, alarm: Alarm) -> &Alarm {
+        self.door.shared.alarm.get_or_init(|| alarm)
+    }
+
+    /// Makes it unreadable again; that somebody rang can still be seen.
+    pub(crate) fn silence(&self) {
+        if let Some(alarm) = self.door.shared.alarm.get() {
+            alarm.clear();
+        }
     }
 
     /// Notes that what has come so far will now be looked at.
@@ -94,7 +118,7 @@ impl Door {
     pub(crate) fn put(&self, notice: Notice) {
         // A receiver that is gone was dropped with its endpoint: nobody is left to tell.
         let _ = self.notices.send(notice);
-        self.shared.bell.ring();
+        self.shared.ring();
     }
 
     /// Whether both belong to one endpoint.
@@ -105,7 +129,7 @@ impl Door {
     pub(crate) fn stop(&self) {
         // Release: pairs with the Acquire in `Mailbox::stopped`.
         self.shared.stop.store(true, Ordering::Release);
-        self.shared.bell.ring();
+        self.shared.ring();
     }
 }
 

@@ -34,7 +34,9 @@ const MAX_OPENINGS: usize = 64;
 /// A channel's connection, to be watched until it ends.
 pub(crate) struct Watch {
     pub(crate) label: u64,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Arc<OwnedFd>,
+    /// The endpoint itself looks at what comes over the connection; only the end of it is watched for.
+    pub(crate) end_only: bool,
     pub(crate) pidfd: OwnedFd,
     pub(crate) door: Door,
 }
@@ -55,6 +57,11 @@ enum Command {
     Unwatch {
         label: u64,
         door: Door,
+    },
+    /// From now on the endpoint itself looks at what comes over its connections.
+    LeaveInput {
+        door: Door,
+        done: Sender<()>,
     },
 }
 
@@ -125,6 +132,14 @@ impl Controller {
         self.tell(Command::Watch(watch));
     }
 
+    /// Leaves it to an endpoint to look at what comes over the connections that it has; when this returns, nobody else does.
+    pub(crate) fn leave_input(&self, door: Door) {
+        let (done, finished) = channel();
+        self.tell(Command::LeaveInput { door, done });
+        // An error means that the thread is gone, and nobody looks.
+        let _ = finished.recv();
+    }
+
     /// Hangs up.
     pub(crate) fn unwatch(&self, label: u64, door: Door) {
         self.tell(Command::Unwatch { label, door });
@@ -160,7 +175,8 @@ enum Item {
     },
     Channel {
         label: u64,
-        socket: OwnedFd,
+        socket: Arc<OwnedFd>,
+        end_only: bool,
         door: Door,
         hung_up: Option<Instant>,
         ended: bool,
@@ -190,9 +206,17 @@ impl Client {
 impl Item {
     fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Item::Listener { socket, .. } | Item::Channel { socket, .. } => socket.as_fd(),
+            Item::Listener { socket, .. } => socket.as_fd(),
+            Item::Channel { socket, .. } => socket.as_fd(),
             Item::Opening { client, .. } => client.socket(),
             Item::Process { pidfd, .. } => pidfd.as_fd(),
+        }
+    }
+
+    fn watch(&self, watcher: &Watcher, token: u64) -> Result<(), Errno> {
+        match self {
+            Item::Channel { end_only: true, .. } => watcher.add_end(self.descriptor(), token),
+            _ => watcher.add(self.descriptor(), token),
         }
     }
 }
@@ -222,7 +246,7 @@ impl Thread {
         let token = self.next_token;
         self.next_token += 1;
         // Fails only for want of kernel memory, or of leave to watch so much (`fs.epoll.max_user_watches`).
-        if self.watcher.add(item.descriptor(), token).is_err() {
+        if item.watch(&self.watcher, token).is_err() {
             self.resting.insert(token, Instant::now() + REST);
         }
         self.items.insert(token, item);
@@ -259,12 +283,14 @@ impl Thread {
                 let Watch {
                     label,
                     socket,
+                    end_only,
                     pidfd,
                     door,
                 } = watch;
                 let channel = self.insert(Item::Channel {
                     label,
                     socket,
+                    end_only,
                     door,
                     hung_up: None,
                     ended: false,
@@ -272,6 +298,31 @@ impl Thread {
                 self.insert(Item::Process { channel, pidfd });
             }
             Command::Unwatch { label, door } => self.hang_up(label, &door),
+            Command::LeaveInput { door, done } => {
+                self.leave_input(&door);
+                // The endpoint may have been dropped meanwhile.
+                let _ = done.send(());
+            }
+        }
+    }
+
+    fn leave_input(&mut self, of: &Door) {
+        for (token, item) in &mut self.items {
+            let Item::Channel {
+                socket,
+                end_only,
+                door,
+                hung_up: None,
+                ..
+            } = item
+            else {
+                continue;
+            };
+            if door.same(of) {
+                *end_only = true;
+                // One that is not watched now (it rests, or it has said something) has nothing to be changed.
+                let _ = self.watcher.keep_end(socket.as_fd(), *token);
+            }
         }
     }
 
@@ -469,7 +520,7 @@ impl Thread {
                 return true;
             }
             *until = now + REST;
-            watcher.add(item.descriptor(), *token).is_err()
+            item.watch(watcher, *token).is_err()
         });
         for item in self.items.values_mut() {
             if let Item::Channel {

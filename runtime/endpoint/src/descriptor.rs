@@ -1,0 +1,245 @@
+//! Waiting on a descriptor: for the event loops of others, and for more channels than one futex call takes.
+//!
+//! The same protocol as in `wait.rs`, but the sleeper says that it is to be woken over the connection beside the rings. Each
+//! connection is watched by one `epoll` descriptor, which is readable as soon as any peer, or the control thread, wakes us.
+//! A channel that was armed stays so until something comes over it, so that of many channels a sleep costs what is new.
+
+use crate::Endpoint;
+use crate::channel::{Armed, Channel, ChannelId, Ending};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::rc::Rc;
+use std::time::Duration;
+use tightbeam_segment::{Asleep, PeerFault};
+use tightbeam_sys::Errno;
+use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
+use tightbeam_sys::wake::{self, MAX_WORDS};
+
+/// What is said over the connection to wake who sleeps.
+pub(crate) const WAKE: [u8; 1] = [1];
+/// Names the control thread's bell among the channels, which begin with 1.
+const BELL: u64 = 0;
+/// Wake-ups of one channel that are taken at a time.
+const WAKES: usize = 16;
+
+/// An endpoint cannot wait on a descriptor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("cannot {call}: {errno}")]
+pub struct ArmError {
+    /// What failed.
+    pub call: &'static str,
+    /// Why. `MFILE`: raise the limit of open files (`ulimit -n`). `NOSPC`: raise `fs.epoll.max_user_watches`.
+    pub errno: Errno,
+}
+
+/// An endpoint that may go to sleep: its [`AsFd`] descriptor is readable as soon as there is something to poll.
+///
+/// Dropping it ends that: nobody has to wake the endpoint any more.
+pub struct Sleeper<'a, S> {
+    endpoint: &'a mut Endpoint<S>,
+    watcher: Rc<Watcher>,
+}
+
+impl<S> AsFd for Sleeper<'_, S> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.watcher.as_fd()
+    }
+}
+
+impl<S> Drop for Sleeper<'_, S> {
+    fn drop(&mut self) {
+        let watcher = Rc::clone(&self.watcher);
+        self.endpoint.take_wakes(&watcher, Duration::ZERO);
+        self.endpoint.disarm();
+    }
+}
+
+impl Channel {
+    fn arm(&mut self) {
+        if self.armed == Armed::No {
+            self.port.set_asleep(Asleep::Connection);
+            self.armed = Armed::Fresh;
+        }
+    }
+
+    pub(crate) fn disarm(&mut self) {
+        if self.armed != Armed::No {
+            self.port.set_asleep(Asleep::No);
+            self.armed = Armed::No;
+        }
+    }
+
+    /// Whether there is something for which nobody will wake us, because it was there before we said that we sleep.
+    fn has_news(&mut self) -> bool {
+        // What comes over a channel that was armed before has been announced, or will be.
+        let arrived = self.armed == Armed::Fresh && self.port.has_arrival();
+        if self.armed == Armed::Fresh {
+            self.armed = Armed::Yes;
+        }
+        let room = self.wants_room.get() && self.port.has_credit();
+        if room {
+            self.wants_room.set(false);
+        }
+        arrived || room
+    }
+
+    /// Takes the wake-ups that have come over the connection.
+    fn take_wakes(&mut self) {
+        let mut buffer = [0; 2];
+        for _ in 0..WAKES {
+            match control::receive(self.socket.as_fd(), &mut buffer) {
+                Ok(received) if received.bytes == 0 && received.descriptors.is_empty() => return,
+                Ok(received)
+                    if buffer[..received.bytes] == WAKE && received.descriptors.is_empty() => {}
+                // Nothing left, or the connection is over, which the control thread sees too.
+                Err(_) => return,
+                Ok(_) => return self.note_ending(Ending::Faulted(PeerFault::Control)),
+            }
+        }
+    }
+}
+
+impl<S> Endpoint<S> {
+    /// Gets ready to wait on a descriptor, in an event loop of your own: `None` if there is something to [`poll`](Self::poll), an
+    /// [event](Self::next_event), or room in a send ring that was full. Otherwise wait until the descriptor of the [`Sleeper`]
+    /// is readable, drop it, and poll. It may be readable for no reason.
+    ///
+    /// ```
+    /// # use std::os::fd::AsFd;
+    /// # let address = format!("shm:{}/tightbeam-arm-{}.sock", std::env::temp_dir().display(), std::process::id());
+    /// # let mut endpoint = tightbeam_endpoint::Endpoint::<()>::listen(&address, tightbeam_endpoint::Handlers::new())?;
+    /// # let wait = |_: std::os::fd::BorrowedFd<'_>| {};
+    /// if let Some(sleeper) = endpoint.arm()? {
+    ///     wait(sleeper.as_fd()); // epoll, poll, io_uring: until it is readable
+    /// }
+    /// endpoint.poll(64);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// Costs a few system calls, and each peer that sends meanwhile one to wake this endpoint; while nobody waits, nothing.
+    /// Unlike the waits of this library such a one has no bound: a peer that wakes nobody makes its own messages late.
+    pub fn arm(&mut self) -> Result<Option<Sleeper<'_, S>>, ArmError> {
+        let watcher = self.watch_connections()?;
+        let idle = self.arm_channels();
+        if idle != Ok(true) || !self.events.is_empty() {
+            self.disarm();
+            return idle.map(|_| None);
+        }
+        Ok(Some(Sleeper {
+            endpoint: self,
+            watcher,
+        }))
+    }
+
+    /// As `park` in `wait.rs`, for more channels than that can wait for.
+    pub(crate) fn park_on_descriptor(&mut self, bound: Duration, room: Option<ChannelId>) {
+        if let Some(channel) = room.and_then(|id| self.look_up(id)) {
+            channel.wants_room.set(true);
+        }
+        let watcher = self.watch_connections();
+        match watcher.and_then(|watcher| Ok((watcher, self.arm_channels()?))) {
+            Ok((watcher, true)) => self.take_wakes(&watcher, bound),
+            Ok((_, false)) => {}
+            // Out of descriptors: later, but not never.
+            Err(_) => std::thread::sleep(bound / 10),
+        }
+        self.disarm();
+    }
+
+    /// All connections are watched, from now on by this endpoint instead of the control thread.
+    fn watch_connections(&mut self) -> Result<Rc<Watcher>, ArmError> {
+        let watcher = match &self.watcher {
+            Some(watcher) => Rc::clone(watcher),
+            None => {
+                let failed = |call| move |errno| ArmError { call, errno };
+                let watcher = Watcher::new().map_err(failed("make an epoll descriptor"))?;
+                let alarm = Alarm::new().map_err(failed("make an eventfd"))?;
+                let bell = self.mailbox.alarm(alarm).fd();
+                let watched = watcher.add(bell, BELL);
+                watched.map_err(failed("watch an eventfd"))?;
+                self.controller.leave_input(self.mailbox.door());
+                Rc::clone(self.watcher.insert(Rc::new(watcher)))
+            }
+        };
+        for channel in self.channels.iter_mut().flatten() {
+            if !channel.watched {
+                let watched = watcher.add(channel.socket.as_fd(), channel.id.0);
+                watched.map_err(|errno| ArmError {
+                    call: "watch a connection",
+                    errno,
+                })?;
+                channel.watched = true;
+            }
+        }
+        Ok(watcher)
+    }
+
+    /// Says on all channels that we sleep; `false` if there is something to be looked at first.
+    fn arm_channels(&mut self) -> Result<bool, ArmError> {
+        let mut news = false;
+        self.channels
+            .iter_mut()
+            .flatten()
+            .for_each(|channel| channel.arm());
+        wake::barrier().map_err(|errno| ArmError {
+            call: "order memory with other processes (membarrier)",
+            errno,
+        })?;
+        for slot in 0..self.channels.len() {
+            let Some(channel) = &mut self.channels[slot] else {
+                continue;
+            };
+            if channel.has_news() {
+                channel.disarm();
+                self.look_often(slot);
+                news = true;
+            }
+        }
+        Ok(!news && !self.mailbox.rang())
+    }
+
+    /// Waits until somebody wakes us, at most for `bound`, and takes the wake-ups.
+    fn take_wakes(&mut self, watcher: &Watcher, bound: Duration) {
+        // Only a broken epoll descriptor fails; then a poll finds what there is.
+        for ready in watcher.wait(Some(bound)).unwrap_or_default() {
+            if ready.token == BELL {
+                self.mailbox.silence();
+            } else {
+                self.take_wake(watcher, &ready);
+            }
+        }
+    }
+
+    fn take_wake(&mut self, watcher: &Watcher, ready: &Ready) {
+        let id = ChannelId(ready.token);
+        let Some(channel) = self.channel(id) else {
+            return;
+        };
+        if ready.readable {
+            channel.take_wakes();
+        }
+        if ready.hung_up {
+            // The control thread will say what that means.
+            watcher.remove(channel.socket.as_fd());
+        }
+        // Whatever woke us is looked for in the ring before the next sleep.
+        channel.disarm();
+        let ending = channel.ending.is_some();
+        self.ending |= ending;
+        self.look_often(id.slot());
+    }
+
+    /// A channel is over.
+    pub(crate) fn forget_connection(&self, channel: &Channel) {
+        if let (Some(watcher), true) = (&self.watcher, channel.watched) {
+            watcher.remove(channel.socket.as_fd());
+        }
+    }
+
+    /// Says on all channels that we are awake; of very many only on those over which something comes, when it does.
+    pub(crate) fn disarm(&mut self) {
+        if self.live < MAX_WORDS {
+            let channels = self.channels.iter_mut().flatten();
+            channels.for_each(|channel| channel.disarm());
+        }
+    }
+}
