@@ -17,7 +17,11 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime/segment", &["cpufeatures", "thiserror", "loom"]),
     ("runtime/sys", &["io-uring", "libc", "rustix", "thiserror"]),
-    ("runtime/endpoint", &["thiserror", "zerocopy"]),
+    // tokio and futures-util: for the feature `tokio` only.
+    (
+        "runtime/endpoint",
+        &["futures-util", "thiserror", "tokio", "zerocopy"],
+    ),
     (".", &[]),
     (
         "runtime/cli",

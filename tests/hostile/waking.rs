@@ -19,7 +19,8 @@ pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
     match act {
         "make handlers panic" => make_handlers_panic(side, address),
         "wake all the time" => wake_all_the_time(side, address),
-        "ask and sleep" => ask_and_sleep(side, address),
+        "ask and sleep" => ask_and_sleep(side, address, 1),
+        "ask and sleep on the connection" => ask_and_sleep(side, address, 2),
         "flood the control socket" => flood_control(side, address),
         "flood the opening" => flood_the_opening(address),
         "say nothing" => say_nothing(address, false),
@@ -136,10 +137,10 @@ fn r05_a_storm_of_wake_ups() {
 /// As many as a channel allows.
 const CALLS: u64 = MAX_CALLS as u64;
 
-/// Calls many times at once, and says that it sleeps.
-fn ask_and_sleep(side: Side, address: &str) {
+/// Calls many times at once, and says that it sleeps, and how it is to be woken.
+fn ask_and_sleep(side: Side, address: &str, how: u64) {
     let liar = Opener::new(side, address).open();
-    liar.own.write(STATE_LINE, ASLEEP, 1);
+    liar.own.write(STATE_LINE, ASLEEP, how);
     Ledger::of(address).wait_for(GO, 1);
     for number in 0..CALLS {
         let call = Outgoing::call(ECHO);
@@ -147,16 +148,24 @@ fn ask_and_sleep(side: Side, address: &str) {
         sent.expect("there is room");
     }
     report(address, 1);
+    // What comes over the connection it does not take meanwhile.
     Ledger::of(address).wait_for(GO, 2);
+    while control::receive(liar.socket.as_fd(), &mut [0; 2]).is_ok_and(|got| got.bytes > 0) {}
     liar.leave();
 }
 
-/// However many answers there are: it is woken no more than twice a look.
+/// However many answers there are: it is woken no more than twice a look. And however often it is woken over a connection that it
+/// does not read: nobody waits for it.
 #[test]
 fn r05_answers_to_a_peer_that_always_sleeps() {
-    for side in Side::BOTH {
+    for (side, act) in [
+        (Side::Client, "ask and sleep"),
+        (Side::Server, "ask and sleep"),
+        (Side::Client, "ask and sleep on the connection"),
+        (Side::Server, "ask and sleep on the connection"),
+    ] {
         let mut stage = Stage::new("r05-answers");
-        let liar = stage.liar(side, "ask and sleep");
+        let liar = stage.liar(side, act);
         let channel = stage.meet(side);
         stage.go(1);
         stage.ledger.wait_for(PROGRESS, 1);
@@ -165,6 +174,11 @@ fn r05_answers_to_a_peer_that_always_sleeps() {
         assert_eq!(counters.get(Counter::Sent), CALLS, "all answers at once");
         let wakes = counters.get(Counter::Wakes);
         assert!((1..=2).contains(&wakes), "{wakes} for {CALLS} answers");
+        let (sent, refused) = stage.fill(channel);
+        assert_eq!(refused, SendError::Full);
+        let counters = stage.victim.counters(channel).expect("still open");
+        assert_eq!(counters.get(Counter::Wakes), wakes + sent);
+        stage.goes_on();
         stage.go(2);
         let end = stage.event();
         assert!(matches!(end, Event::Closed { .. }), "{end:?}");

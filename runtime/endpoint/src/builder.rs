@@ -164,6 +164,8 @@ impl<S> Builder<S> {
             first: 0,
             rounds: Rounds::default(),
             watcher: None,
+            #[cfg(feature = "tokio")]
+            registered: None,
             ending: false,
             stopping: false,
             mailbox: Mailbox::new(),

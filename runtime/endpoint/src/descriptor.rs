@@ -118,9 +118,14 @@ impl<S> Endpoint<S> {
     /// Costs a few system calls, and each peer that sends meanwhile one to wake this endpoint; while nobody waits, nothing.
     /// Unlike the waits of this library such a one has no bound: a peer that wakes nobody makes its own messages late.
     pub fn arm(&mut self) -> Result<Option<Sleeper<'_, S>>, ArmError> {
+        self.arm_for(true)
+    }
+
+    /// As [`arm`](Self::arm); only if `events` is set those that nobody has taken keep it awake.
+    pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S>>, ArmError> {
         let watcher = self.watch_connections()?;
         let idle = self.arm_channels();
-        if idle != Ok(true) || !self.events.is_empty() {
+        if idle != Ok(true) || (events && !self.events.is_empty()) {
             self.disarm();
             return idle.map(|_| None);
         }
@@ -146,7 +151,7 @@ impl<S> Endpoint<S> {
     }
 
     /// All connections are watched, from now on by this endpoint instead of the control thread.
-    fn watch_connections(&mut self) -> Result<Rc<Watcher>, ArmError> {
+    pub(crate) fn watch_connections(&mut self) -> Result<Rc<Watcher>, ArmError> {
         let watcher = match &self.watcher {
             Some(watcher) => Rc::clone(watcher),
             None => {
@@ -197,15 +202,22 @@ impl<S> Endpoint<S> {
         Ok(!news && !self.mailbox.rang())
     }
 
-    /// Waits until somebody wakes us, at most for `bound`, and takes the wake-ups.
-    fn take_wakes(&mut self, watcher: &Watcher, bound: Duration) {
-        // Only a broken epoll descriptor fails; then a poll finds what there is.
-        for ready in watcher.wait(Some(bound)).unwrap_or_default() {
-            if ready.token == BELL {
-                self.mailbox.silence();
-            } else {
-                self.take_wake(watcher, &ready);
+    /// Waits until somebody wakes us, at most for `bound`, and takes the wake-ups: at least one of each channel, so that all
+    /// of them are looked at before the next sleep.
+    fn take_wakes(&mut self, watcher: &Watcher, mut bound: Duration) {
+        for _ in 0..=self.live {
+            // Only a broken epoll descriptor fails; then a poll finds what there is.
+            let found = watcher.wait(Some(bound)).unwrap_or_default();
+            for ready in &found {
+                match ready.token {
+                    BELL => self.mailbox.silence(),
+                    _ => self.take_wake(watcher, ready),
+                }
             }
+            if found.len() < Watcher::AT_ONCE {
+                return;
+            }
+            bound = Duration::ZERO;
         }
     }
 

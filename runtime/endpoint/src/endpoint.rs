@@ -51,6 +51,9 @@ pub struct Endpoint<S = ()> {
     pub(crate) spin_budget: SpinBudget,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,
+    /// The same, as the tokio runtime knows it.
+    #[cfg(feature = "tokio")]
+    pub(crate) registered: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
     pub(crate) deadline: Duration,
     pub(crate) controller: &'static Controller,
     /// Neither `Send` nor `Sync`.

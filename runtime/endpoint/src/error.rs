@@ -196,6 +196,9 @@ pub enum CallError {
     /// The channel ended before a reply came. The call may have been executed.
     #[error("the channel ended before the reply; the call may have been executed")]
     Ended,
+    /// The endpoint cannot wait on a descriptor; a call as a future has to. The call may have been executed.
+    #[error("cannot wait for the reply: {0}; the call may have been executed")]
+    Arm(crate::ArmError),
     /// The reply is not of the expected type.
     #[error("the reply has {len} bytes, which is not the size of its type")]
     Malformed {

@@ -23,6 +23,8 @@ mod error;
 mod event;
 mod handler;
 mod poll;
+#[cfg(feature = "tokio")]
+mod ready;
 mod rounds;
 mod send;
 mod typed;

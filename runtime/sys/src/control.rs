@@ -226,6 +226,9 @@ pub struct Ready {
 pub struct Watcher(OwnedFd);
 
 impl Watcher {
+    /// The most that one [`wait`](Self::wait) returns; who is left out comes first in the next.
+    pub const AT_ONCE: usize = 32;
+
     /// Watches nothing yet.
     pub fn new() -> Result<Watcher, Errno> {
         epoll::create(epoll::CreateFlags::CLOEXEC).map(Watcher)
@@ -258,7 +261,7 @@ impl Watcher {
     /// Sleeps until something is ready or `bound` is over (`None`: for as long as it takes).
     pub fn wait(&self, bound: Option<Duration>) -> Result<Vec<Ready>, Errno> {
         let timeout = bound.map(timespec);
-        let mut events = Vec::with_capacity(32);
+        let mut events = Vec::with_capacity(Self::AT_ONCE);
         let space = rustix::buffer::spare_capacity(&mut events);
         match epoll::wait(&self.0, space, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}
