@@ -1,5 +1,5 @@
 //! Waiting on a descriptor: between real processes nothing is missed, however the sleep and what ends it fall together; peers
-//! without manners on the connection end their own channel; more channels than one futex call takes sleep this way, too.
+//! without manners on the connection end their own channel; many channels sleep this way, too.
 
 mod support;
 
@@ -16,7 +16,7 @@ use tightbeam::{
 const ECHO: u16 = 1;
 const COUNT: u16 = 2;
 const ROUNDS: u64 = 3_000;
-/// More than the words that one futex call takes.
+/// More than are slept on by a word each.
 const MANY: usize = 150;
 
 /// Words of the ledger.
@@ -256,7 +256,7 @@ fn call_over_many(address: &str) {
 
 /// Both sides sleep whenever they can.
 #[test]
-fn more_channels_than_words_are_slept_on() {
+fn many_channels_are_slept_on() {
     let scratch = Scratch::new("descriptor-many");
     let mut server = server(&scratch);
     let peer = Peer::start("call over many", &scratch.address());

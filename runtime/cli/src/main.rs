@@ -22,7 +22,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Compare the local path with every socket path of this machine
-    Bench(bench::BenchArgs),
+    Bench(Bench),
     /// Measure the latency of calls to `tightbeam pong`, live
     Ping(ping::PingArgs),
     /// Answer `tightbeam ping`
@@ -30,14 +30,37 @@ enum Command {
     /// The second process of a bench
     #[command(hide = true)]
     BenchPeer(bench::peer::PeerArgs),
+    /// The second process of `bench channels`
+    #[command(hide = true)]
+    BenchChannelsPeer(bench::channels::PeerArgs),
+}
+
+#[derive(Debug, clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Bench {
+    #[command(subcommand)]
+    what: Option<What>,
+    #[command(flatten)]
+    args: bench::BenchArgs,
+}
+
+#[derive(Debug, Subcommand)]
+enum What {
+    /// What many channels of one endpoint cost, beside one channel
+    Channels(bench::channels::ChannelsArgs),
 }
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
-        Command::Bench(args) => bench::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Channels(args)),
+            ..
+        }) => bench::channels::run(&args),
+        Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
+        Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

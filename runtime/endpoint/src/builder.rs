@@ -6,6 +6,7 @@ use crate::wait::SpinBudget;
 use crate::{Credentials, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::Layout;
@@ -164,6 +165,7 @@ impl<S> Builder<S> {
             first: 0,
             rounds: Rounds::default(),
             watcher: None,
+            all_armed: Rc::default(),
             #[cfg(feature = "tokio")]
             registered: None,
             ending: false,

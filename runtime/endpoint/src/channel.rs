@@ -7,6 +7,7 @@ use crate::send::wake_if_asleep;
 use std::cell::Cell;
 use std::mem;
 use std::os::fd::OwnedFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
 use tightbeam_sys::control::Credentials;
@@ -81,6 +82,8 @@ pub(crate) struct Channel {
     pub(crate) watched: bool,
     /// Somebody found no room to send.
     pub(crate) wants_room: Cell<bool>,
+    /// See [`Endpoint::all_armed`](crate::Endpoint).
+    pub(crate) all_armed: Rc<Cell<bool>>,
     pub(crate) peer: PeerIdentity,
     pub(crate) memory: MemoryReport,
     pub(crate) ending: Option<Ending>,
@@ -123,6 +126,7 @@ impl Channel {
         id: ChannelId,
         port: Port,
         socket: Arc<OwnedFd>,
+        all_armed: Rc<Cell<bool>>,
         peer: PeerIdentity,
         memory: MemoryReport,
         seat: Option<Seat>,
@@ -134,6 +138,7 @@ impl Channel {
             armed: Armed::No,
             watched: false,
             wants_room: Cell::new(false),
+            all_armed,
             peer,
             memory,
             ending: None,

@@ -1,4 +1,4 @@
-//! Waiting on a descriptor: for the event loops of others, and for more channels than one futex call takes.
+//! Waiting on a descriptor: for the event loops of others, and for many channels.
 //!
 //! The same protocol as in `wait.rs`, but the sleeper says that it is to be woken over the connection beside the rings. Each
 //! connection is watched by one `epoll` descriptor, which is readable as soon as any peer, or the control thread, wakes us.
@@ -6,13 +6,14 @@
 
 use crate::Endpoint;
 use crate::channel::{Armed, Channel, ChannelId, Ending};
+use crate::wait::FEW;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
 use tightbeam_segment::{Asleep, PeerFault};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
-use tightbeam_sys::wake::{self, MAX_WORDS};
+use tightbeam_sys::wake;
 
 /// What is said over the connection to wake who sleeps.
 pub(crate) const WAKE: [u8; 1] = [1];
@@ -54,18 +55,35 @@ impl<S> Drop for Sleeper<'_, S> {
 }
 
 impl Channel {
-    fn arm(&mut self) {
+    /// Says that we sleep, where that is not said yet; whether there may be something that nobody will wake us for.
+    fn arm(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
+        if !self.watched {
+            let watched = watcher.add(self.socket.as_fd(), self.id.0);
+            watched.map_err(|errno| ArmError {
+                call: "watch a connection",
+                errno,
+            })?;
+            self.watched = true;
+        }
         if self.armed == Armed::No {
             self.port.set_asleep(Asleep::Connection);
             self.armed = Armed::Fresh;
         }
+        Ok(self.armed == Armed::Fresh || self.wants_room.get())
     }
 
     pub(crate) fn disarm(&mut self) {
         if self.armed != Armed::No {
             self.port.set_asleep(Asleep::No);
             self.armed = Armed::No;
+            self.all_armed.set(false);
         }
+    }
+
+    /// Notes that somebody found no room to send, and may wait until there is.
+    pub(crate) fn want_room(&self) {
+        self.wants_room.set(true);
+        self.all_armed.set(false);
     }
 
     /// Whether there is something for which nobody will wake us, because it was there before we said that we sleep.
@@ -124,7 +142,7 @@ impl<S> Endpoint<S> {
     /// As [`arm`](Self::arm); only if `events` is set those that nobody has taken keep it awake.
     pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S>>, ArmError> {
         let watcher = self.watch_connections()?;
-        let idle = self.arm_channels();
+        let idle = self.arm_channels(&watcher);
         if idle != Ok(true) || (events && !self.events.is_empty()) {
             self.disarm();
             return idle.map(|_| None);
@@ -138,19 +156,22 @@ impl<S> Endpoint<S> {
     /// As `park` in `wait.rs`, for more channels than that can wait for.
     pub(crate) fn park_on_descriptor(&mut self, bound: Duration, room: Option<ChannelId>) {
         if let Some(channel) = room.and_then(|id| self.look_up(id)) {
-            channel.wants_room.set(true);
+            channel.want_room();
         }
-        let watcher = self.watch_connections();
-        match watcher.and_then(|watcher| Ok((watcher, self.arm_channels()?))) {
-            Ok((watcher, true)) => self.take_wakes(&watcher, bound),
-            Ok((_, false)) => {}
+        let armed = self.watch_connections().and_then(|watcher| {
+            let idle = self.arm_channels(&watcher)?;
+            Ok(idle.then_some(watcher))
+        });
+        match armed {
+            Ok(Some(watcher)) => self.take_wakes(&watcher, bound),
+            Ok(None) => {}
             // Out of descriptors: later, but not never.
             Err(_) => std::thread::sleep(bound / 10),
         }
         self.disarm();
     }
 
-    /// All connections are watched, from now on by this endpoint instead of the control thread.
+    /// What watches the connections, from now on instead of the control thread.
     pub(crate) fn watch_connections(&mut self) -> Result<Rc<Watcher>, ArmError> {
         let watcher = match &self.watcher {
             Some(watcher) => Rc::clone(watcher),
@@ -165,30 +186,27 @@ impl<S> Endpoint<S> {
                 Rc::clone(self.watcher.insert(Rc::new(watcher)))
             }
         };
-        for channel in self.channels.iter_mut().flatten() {
-            if !channel.watched {
-                let watched = watcher.add(channel.socket.as_fd(), channel.id.0);
-                watched.map_err(|errno| ArmError {
-                    call: "watch a connection",
-                    errno,
-                })?;
-                channel.watched = true;
-            }
-        }
         Ok(watcher)
     }
 
     /// Says on all channels that we sleep; `false` if there is something to be looked at first.
-    fn arm_channels(&mut self) -> Result<bool, ArmError> {
-        let mut news = false;
-        self.channels
-            .iter_mut()
-            .flatten()
-            .for_each(|channel| channel.arm());
+    fn arm_channels(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
+        if self.all_armed.get() {
+            return Ok(!self.mailbox.rang());
+        }
+        let mut fresh = false;
+        for channel in self.channels.iter_mut().flatten() {
+            fresh |= channel.arm(watcher)?;
+        }
+        if !fresh {
+            self.all_armed.set(true);
+            return Ok(!self.mailbox.rang());
+        }
         wake::barrier().map_err(|errno| ArmError {
             call: "order memory with other processes (membarrier)",
             errno,
         })?;
+        let mut news = false;
         for slot in 0..self.channels.len() {
             let Some(channel) = &mut self.channels[slot] else {
                 continue;
@@ -199,6 +217,9 @@ impl<S> Endpoint<S> {
                 news = true;
             }
         }
+        let mut channels = self.channels.iter().flatten();
+        let any_waits = channels.any(|channel| channel.wants_room.get());
+        self.all_armed.set(!news && !any_waits);
         Ok(!news && !self.mailbox.rang())
     }
 
@@ -249,7 +270,7 @@ impl<S> Endpoint<S> {
 
     /// Says on all channels that we are awake; of very many only on those over which something comes, when it does.
     pub(crate) fn disarm(&mut self) {
-        if self.live < MAX_WORDS {
+        if self.live <= FEW {
             let channels = self.channels.iter_mut().flatten();
             channels.for_each(|channel| channel.disarm());
         }

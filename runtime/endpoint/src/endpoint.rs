@@ -6,6 +6,7 @@ use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
 use crate::{Address, Builder, Event, Handlers, OpenError, Openings, Stopper, Wait};
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -51,6 +52,9 @@ pub struct Endpoint<S = ()> {
     pub(crate) spin_budget: SpinBudget,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,
+    /// All channels are armed, and nobody waits for room: nothing has to be done before the next sleep. With a thousand
+    /// channels that is 100 us every 10 ms, because nothing of them is in a cache any more.
+    pub(crate) all_armed: Rc<Cell<bool>>,
     /// The same, as the tokio runtime knows it.
     #[cfg(feature = "tokio")]
     pub(crate) registered: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
@@ -178,6 +182,7 @@ impl<S> Endpoint<S> {
         self.live = self.channels.iter().flatten().count();
         self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
         self.rounds.follow(&self.channels);
+        self.all_armed.set(false);
         self.disarm();
     }
 

@@ -5,6 +5,7 @@ use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::{Ended, PeerFault};
@@ -161,7 +162,8 @@ impl<S> Endpoint<S> {
         let joined = opened.join(id.0);
         let (socket, pidfd) = (Arc::new(joined.socket), joined.pidfd);
         let ours = Arc::clone(&socket);
-        let channel = Channel::new(id, joined.port, ours, peer, memory, joined.seat);
+        let all_armed = Rc::clone(&self.all_armed);
+        let channel = Channel::new(id, joined.port, ours, all_armed, peer, memory, joined.seat);
         let channel = Box::new(channel);
         match self.channels.get_mut(slot) {
             Some(free) => *free = Some(channel),

@@ -171,7 +171,9 @@ impl<S> Calling<'_, S> {
             let channel = channel.ok_or(CallError::NotSent(SendError::NoChannel))?;
             match channel.call(handler, payload, 0) {
                 Called::NotSent(error @ (TrySendError::Full | TrySendError::TooManyCalls)) => {
-                    channel.wants_room.set(error == TrySendError::Full);
+                    if error == TrySendError::Full {
+                        channel.want_room();
+                    }
                 }
                 Called::NotSent(error) => return Err(CallError::NotSent(error.into())),
                 Called::Answered => {

@@ -55,7 +55,9 @@ fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendE
 /// Notes that there was no room, for who waits on a descriptor until there is.
 #[cold]
 fn not_sent(channel: &Channel, error: TrySendError) -> SendError {
-    channel.wants_room.set(error == TrySendError::Full);
+    if error == TrySendError::Full {
+        channel.want_room();
+    }
     error.into()
 }
 

@@ -13,6 +13,7 @@
 //! medians of paired ratios, payload written and read on both sides of every path, every path with its best settings.
 
 mod channel;
+pub(crate) mod channels;
 mod fault;
 mod harness;
 mod latency;

@@ -41,7 +41,7 @@ pub(crate) fn run(args: &PeerArgs) -> Result<(), BenchError> {
 }
 
 /// Asks the kernel to kill this process when the thread that started it ends, and makes sure that this has not happened yet.
-fn die_with_parent(parent: i32) -> io::Result<()> {
+pub(super) fn die_with_parent(parent: i32) -> io::Result<()> {
     set_parent_process_death_signal(Some(Signal::KILL))?;
     match getppid().map(Pid::as_raw_nonzero) {
         Some(found) if found.get() == parent => Ok(()),

@@ -57,7 +57,7 @@ fn parse_size(text: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_cpus(text: &str) -> Result<[usize; 2], String> {
+pub(super) fn parse_cpus(text: &str) -> Result<[usize; 2], String> {
     let numbers: Option<Vec<usize>> = text
         .split(',')
         .map(|part| part.trim().parse().ok())
@@ -68,7 +68,7 @@ fn parse_cpus(text: &str) -> Result<[usize; 2], String> {
     }
 }
 
-fn parse_seconds(text: &str) -> Result<f64, String> {
+pub(super) fn parse_seconds(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(seconds) if seconds > 0.0 && seconds <= MAX_SECONDS => Ok(seconds),
         _ => Err(format!(

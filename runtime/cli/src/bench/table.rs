@@ -50,7 +50,7 @@ fn section(text: &mut String, title: &str, table: &Table) {
     let _ = writeln!(text, "{title}\n{table}\n");
 }
 
-fn new_table(heads: &[&str], left: usize) -> Table {
+pub(crate) fn new_table(heads: &[&str], left: usize) -> Table {
     let mut table = Table::new();
     table.load_style(STYLE);
     // A wrapped row cannot be read, a wide one can be scrolled.
@@ -174,7 +174,7 @@ fn lost(row: &RateRow) -> String {
     }
 }
 
-fn spread(ratio: &Spread) -> String {
+pub(crate) fn spread(ratio: &Spread) -> String {
     let digits = if ratio.median < 10.0 { 2 } else { 1 };
     format!(
         "{:.digits$} [{:.digits$}-{:.digits$}]",
@@ -213,7 +213,7 @@ pub(crate) fn grouped(number: u64) -> String {
 }
 
 /// The machine, in lines.
-fn facts(machine: &Machine) -> String {
+pub(crate) fn facts(machine: &Machine) -> String {
     let unknown = || "unknown".to_owned();
     let [first, second] = machine.cpus;
     let guest = if machine.hypervisor {
