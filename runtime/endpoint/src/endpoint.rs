@@ -11,7 +11,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Duration;
-use tightbeam_segment::Counters;
+use tightbeam_segment::{Audit, Counters};
 use tightbeam_sys::control::Watcher;
 use tightbeam_sys::memory::MemoryReport;
 
@@ -137,6 +137,15 @@ impl<S> Endpoint<S> {
     /// What a channel has counted so far.
     pub fn counters(&self, channel: ChannelId) -> Option<&Counters> {
         self.look_up(channel).map(|found| found.port.counters())
+    }
+
+    /// Where a channel's slots and credits are, as far as this side can tell; [`Audit::findings`] names each one that is in no
+    /// place or in two. Changes nothing and makes no system call; allocates, and looks at each slot in flight once.
+    ///
+    /// It cannot see what the peer keeps in its private memory. While the peer runs, its words are of slightly different
+    /// moments: a finding is certain when it stands still.
+    pub fn audit(&self, channel: ChannelId) -> Option<Audit> {
+        self.look_up(channel).map(|found| found.port.audit())
     }
 
     /// Who is on the other side of a channel.

@@ -46,8 +46,8 @@ pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
 
 pub use tightbeam_segment::{
-    Batch, Counter, Counters, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MIN_DEPTH, Mismatch,
-    PAYLOAD_BYTES, PeerFault,
+    Audit, Batch, Counter, Counters, Finding, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE,
+    MIN_DEPTH, Mismatch, PAYLOAD_BYTES, PeerFault, Place, Ring, Teller,
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;

@@ -232,6 +232,11 @@ pub(crate) fn next_tag(tag: u8) -> u8 {
     if tag == u8::MAX { 1 } else { tag + 1 }
 }
 
+/// The tag of the lap before the one with this tag.
+pub(crate) fn last_tag(tag: u8) -> u8 {
+    if tag == 1 { u8::MAX } else { tag - 1 }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -275,6 +280,9 @@ mod tests {
     fn tags_skip_zero() {
         assert_eq!(next_tag(1), 2);
         assert_eq!(next_tag(255), 1);
+        for tag in 1..=255 {
+            assert_eq!(last_tag(next_tag(tag)), tag);
+        }
     }
 
     #[test]

@@ -50,6 +50,7 @@ extern crate alloc;
 extern crate std;
 
 mod arrival;
+mod audit;
 mod batch;
 mod copy;
 mod counters;
@@ -68,6 +69,7 @@ pub mod testing;
 mod words;
 
 pub use arrival::{Answer, Arrival};
+pub use audit::{Audit, Finding, Place, Ring, Teller, audit_pair};
 pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub use descriptor::{Kind, Outgoing};

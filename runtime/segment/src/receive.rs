@@ -18,18 +18,18 @@ const STOPPED: u32 = 1 << 16;
 /// Private state of the receiving half.
 pub(crate) struct Receiver {
     /// Slot in which the next message will be.
-    index: Cell<usize>,
+    pub(crate) index: Cell<usize>,
     /// At this slot there is something to decide: publish the cursor, or the peer went too far.
     bound: Cell<usize>,
     /// Its lap tag.
-    tag: Cell<u32>,
+    pub(crate) tag: Cell<u32>,
     /// There is something that is not simply a message for a handler.
     other: Cell<bool>,
     /// `base + index` slots were consumed since the channel was opened.
-    base: Cell<u64>,
-    messages: Cell<u64>,
+    pub(crate) base: Cell<u64>,
+    pub(crate) messages: Cell<u64>,
     /// Slots consumed, and those of a message whose payload has been copied out, as headers carry it.
-    credit: Cell<u64>,
+    pub(crate) credit: Cell<u64>,
     /// Publish the cursor after this many slots of a lap.
     quarter: usize,
     starts: usize,

@@ -70,23 +70,23 @@ const FIRST_STRIDE: usize = 32;
 /// Private state of the sending half.
 pub(crate) struct Sender {
     /// Slot of the next message.
-    index: Cell<usize>,
+    pub(crate) index: Cell<usize>,
     /// A message that ends at or before this slot needs no decision.
-    until: Cell<usize>,
+    pub(crate) until: Cell<usize>,
     /// Lap tag of the next message, and [`RESTART`] if it shall end the lap.
-    head: Cell<u64>,
+    pub(crate) head: Cell<u64>,
     /// How many more slots than messages were sent. (Counting messages instead would be a store a message: the stores between
     /// two lines are what bounds a stream. A bare ring in C sent 95 M lines a second, 52 M with eight private stores a line.)
     extra: Cell<u64>,
     batched: Cell<u64>,
     /// `base + index` slots were sent since the channel was opened, jump markers among them.
-    base: Cell<u64>,
+    pub(crate) base: Cell<u64>,
     /// Slots known to be consumed: `acked <= sent`, may be stale.
-    acked: Cell<u64>,
-    lap: Cell<Lap>,
-    previous: Cell<Lap>,
+    pub(crate) acked: Cell<u64>,
+    pub(crate) lap: Cell<Lap>,
+    pub(crate) previous: Cell<Lap>,
     /// The slots from the next message's on, up to but not including this, are clean.
-    clean_to: Cell<usize>,
+    pub(crate) clean_to: Cell<usize>,
     /// Slots behind the next message, or that it will leave behind, may hold payload in their first word.
     dirty: Cell<bool>,
     /// A message that ends at or behind this slot looks at the cursor, to start over if the ring has drained.
@@ -96,7 +96,7 @@ pub(crate) struct Sender {
     stale_until: Cell<u64>,
     /// Number of the last message whose credit was taken.
     credit_of: Cell<u64>,
-    last_cursor: Cell<u64>,
+    pub(crate) last_cursor: Cell<u64>,
     stopped: Cell<bool>,
 }
 
@@ -123,7 +123,7 @@ impl Sender {
         }
     }
 
-    fn tag(&self) -> u8 {
+    pub(crate) fn tag(&self) -> u8 {
         self.head.get() as u8
     }
 
@@ -160,7 +160,7 @@ impl Sender {
 
     /// Slots sent since the channel was opened, jump markers among them.
     #[inline(always)]
-    fn sent(&self) -> u64 {
+    pub(crate) fn sent(&self) -> u64 {
         self.base.get().wrapping_add(self.index.get() as u64)
     }
 

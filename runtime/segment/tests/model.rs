@@ -10,7 +10,7 @@ use proptest::prelude::*;
 use std::collections::VecDeque;
 use tightbeam_segment::{
     Answer, Arrival, Batch, Counter, Layout, MAX_CALLS, MAX_MESSAGE, Outgoing, PAYLOAD_BYTES, Port,
-    SLOT_BYTES, TrySendError, testing,
+    SLOT_BYTES, TrySendError, audit_pair, testing,
 };
 
 #[derive(Debug, Clone)]
@@ -110,6 +110,13 @@ impl World {
             sides: [side(left), side(right)],
             layout,
             tag,
+        }
+    }
+
+    /// Every slot and every credit is in exactly one place. After each message only where that does not take long.
+    fn audit(&self, closely: bool) {
+        if !closely || self.layout.depth() <= 8 {
+            assert_eq!(audit_pair(&self.sides[0].port, &self.sides[1].port), []);
         }
     }
 
@@ -214,11 +221,13 @@ impl World {
         let from = 1 - to;
         for _ in 0..budget {
             let arrival = self.look(to);
+            self.audit(true);
             if arrival == Arrival::Empty {
                 assert!(self.sides[from].sent.is_empty(), "a message was not seen");
                 break;
             }
             self.handle(to, from, arrival, reply);
+            self.audit(true);
         }
         self.sides[to].port.finish_drain();
     }
@@ -258,6 +267,7 @@ impl World {
                     answers.push(Expected { what, bytes });
                 }
                 assert_eq!(incoming.bytes(), wanted.bytes);
+                assert_eq!(port.audit().findings, []);
             });
             assert_eq!(unpacked, messages.len());
             for answer in answers {
@@ -292,6 +302,7 @@ impl World {
         if wants && answered.is_none() {
             answered = Some(answer(port, reply, &answer_bytes));
         }
+        assert_eq!(side.port.audit().findings, []);
         side.port.consume();
         self.sides[from].held -= slots(expected.bytes.len());
         if let Some(answer) = answered {
@@ -345,6 +356,7 @@ fn run(depth: usize, start: u64, tag: u8, ops: &[Op]) {
                     if !world.send(right.into(), false, len) {
                         break;
                     }
+                    world.audit(true);
                 }
             }
             Op::Call { right, len } => {
@@ -362,6 +374,7 @@ fn run(depth: usize, start: u64, tag: u8, ops: &[Op]) {
                 world.poll(right.into(), usize::MAX, Some(len));
             }
         }
+        world.audit(false);
     }
     // Whatever happened: everything that was sent arrives.
     for _ in 0..2 {
@@ -473,17 +486,10 @@ fn every_size_crosses_whole() {
         world.poll(1, 1, Some(len));
         world.poll(0, 1, None);
     }
-    let error = world.sides[0]
-        .port
-        .try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
-    let len = MAX_MESSAGE + 1;
-    assert_eq!(
-        error,
-        Err(TrySendError::TooLarge {
-            len,
-            max: MAX_MESSAGE
-        })
-    );
+    let (len, max) = (MAX_MESSAGE + 1, MAX_MESSAGE);
+    let port = &world.sides[0].port;
+    let sent = port.try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
+    assert_eq!(sent, Err(TrySendError::TooLarge { len, max }));
 }
 
 /// A deep slot keeps its tag while the ring stays hot. After 255 laps the tag comes round again, and a burst that then ends
