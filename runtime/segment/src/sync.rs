@@ -13,6 +13,9 @@ pub fn compiler_barrier() {
     // SeqCst: for the compiler only; pairs with the `membarrier` of a peer that goes to sleep.
     #[cfg(not(loom))]
     core::sync::atomic::compiler_fence(Ordering::SeqCst);
+    // SeqCst: what the `membarrier` that it pairs with does to this CPU; loom knows no barrier for other threads.
+    #[cfg(loom)]
+    fence(Ordering::SeqCst);
 }
 
 /// Tells the CPU that this is a spin loop; under loom, lets the other threads run.

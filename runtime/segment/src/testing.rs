@@ -34,6 +34,13 @@ unsafe impl Backing for HeapLines {
 // SAFETY: bounds: all of the slice is on the heap, which is writable.
 unsafe impl WritableBacking for HeapLines {}
 
+/// A segment that nobody has formatted, as its owner and as its peer have it mapped.
+pub fn segment(layout: Layout) -> (OwnLines, PeerLines) {
+    let lines: Vec<Line> = (0..layout.lines()).map(|_| Line::zeroed()).collect();
+    let memory = HeapLines(lines.into());
+    (OwnLines::new(memory.clone()), PeerLines::new(memory))
+}
+
 /// Two ports joined back to back, as if freshly opened.
 pub fn pair(layout: Layout) -> (Port, Port) {
     pair_at(layout, 0, 1)
@@ -41,15 +48,13 @@ pub fn pair(layout: Layout) -> (Port, Port) {
 
 /// Two ports whose counts stand at `start` and whose laps at `tag` (1 to 255), to meet every wrap at once.
 pub fn pair_at(layout: Layout, start: u64, tag: u8) -> (Port, Port) {
-    let segment = |seed| {
-        let lines: Vec<Line> = (0..layout.lines()).map(|_| Line::zeroed()).collect();
+    let formatted = |seed| {
+        let (own, seen) = segment(layout);
         let identity = Identity::ours(layout, PAGE, Incarnation([seed, !seed]));
-        let memory = HeapLines(lines.into());
-        let own = layout.format(OwnLines::new(memory.clone()), &identity);
-        (own, PeerLines::new(memory), identity)
+        (layout.format(own, &identity), seen, identity)
     };
-    let (left_own, left_seen, left_identity) = segment(1);
-    let (right_own, right_seen, right_identity) = segment(2);
+    let (left_own, left_seen, left_identity) = formatted(1);
+    let (right_own, right_seen, right_identity) = formatted(2);
     let attach = |lines, identity| match Layout::attach(lines, &identity, PAGE) {
         Ok(attached) => attached,
         Err(mismatch) => panic!("a segment of our own making: {mismatch}"),

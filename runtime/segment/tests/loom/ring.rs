@@ -1,35 +1,15 @@
-//! All interleavings of two threads on a small ring: `RUSTFLAGS="--cfg loom" cargo test -p tightbeam-segment --test loom --release`.
+//! Publish and consume, credit return, calls, and the end of a channel.
 //!
-//! The code under test is the code that ships, over loom's atomics. What loom cannot see: real mappings, other processes,
-//! kills and hostile values (the process tests in `tests/` do), relaxed stores that the hardware reorders beyond what
-//! C11 fences forbid (loom models C11), and rings deeper than two slots (`model.rs` does, in one thread).
+//! Not seen: more than a few laps and slots, jumps over a tail (`model.rs`), and a peer that is killed between two stores
+//! (`tests/endings.rs`).
 
-#![cfg(loom)]
-
+use crate::{explore, model, send};
 use loom::thread;
-use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, TrySendError, testing};
-
-fn model(f: impl Fn() + Sync + Send + 'static) {
-    let mut builder = loom::model::Builder::new();
-    // Two threads with up to this many preemptions each; unbounded does not end within minutes.
-    builder.preemption_bound = Some(3);
-    builder.max_branches = 20_000;
-    builder.check(f);
-}
+use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, testing};
 
 /// The payload of message `n`: long enough for two slots when odd.
 fn payload(n: u8) -> Vec<u8> {
     vec![n; if n % 2 == 1 { 64 } else { 8 }]
-}
-
-fn send(port: &Port, out: Outgoing, bytes: &[u8]) {
-    loop {
-        match port.try_send(out, bytes) {
-            Ok(()) => return,
-            Err(TrySendError::Full) => thread::yield_now(),
-            Err(error) => panic!("{error}"),
-        }
-    }
 }
 
 /// Waits for the next message and checks it.
@@ -52,7 +32,7 @@ fn receive(port: &mut Port, n: u8) {
 /// Publish and consume; the third message waits for the credit of the first (depth 2), laps start over.
 #[test]
 fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
-    model(|| {
+    explore(Some(3), || {
         let (left, mut right) = testing::pair(Layout::new(2).unwrap());
         let sender = thread::spawn(move || {
             for n in 0..4 {
@@ -70,7 +50,7 @@ fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
 /// Credit rides on the reply; the second call starts a lap over a drained ring.
 #[test]
 fn calls_are_answered() {
-    model(|| {
+    explore(Some(3), || {
         let (mut left, mut right) = testing::pair(Layout::new(2).unwrap());
         let server = thread::spawn(move || {
             for _ in 0..2 {
