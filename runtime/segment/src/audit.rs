@@ -107,10 +107,9 @@ impl Port {
                 Some(free) => *free = true,
             }
         }
-        for slot in tx.index.get()..tx.until.get().min(slots) {
-            if taken[slot] {
-                findings.push(twice(Ring::Mine, slot, Place::Free, Place::InFlight));
-            }
+        let free = tx.index.get()..tx.until.get().min(slots);
+        for slot in free.filter(|&slot| taken[slot]) {
+            findings.push(twice(Ring::Mine, slot, Place::Free, Place::InFlight));
         }
     }
 

@@ -131,7 +131,8 @@ fn a_message_that_is_longer_than_what_was_sent() {
 
 #[test]
 fn sides_that_go_on_at_different_slots() {
-    let spoil: [(fn(&Port), (usize, u8)); 2] = [
+    type Spoiled = (fn(&Port), (usize, u8));
+    let spoil: [Spoiled; 2] = [
         (
             |right| {
                 right.rx.index.set(1);

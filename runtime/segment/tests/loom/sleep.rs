@@ -11,7 +11,7 @@ use crate::model;
 use loom::sync::atomic::{Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
-use tightbeam_segment::{Arrival, Layout, Outgoing, Port, TrySendError, testing};
+use tightbeam_segment::{Arrival, Asleep, Layout, Outgoing, Port, TrySendError, testing};
 
 #[derive(Clone, Default)]
 struct Futex(Arc<(Mutex<()>, Condvar)>);
@@ -48,13 +48,13 @@ fn park(futex: &Futex, what: For, ports: &[&Port]) {
         .iter()
         .map(|port| (*port, port.peer_wake_value()))
         .collect();
-    ports.iter().for_each(|port| port.set_asleep(true));
+    ports.iter().for_each(|port| port.set_asleep(Asleep::Word));
     fence(Ordering::SeqCst);
     let woken = |port: &&Port| port.has_arrival() || what == For::Room && port.has_credit();
     if !ports.iter().any(woken) {
         futex.wait(&watched);
     }
-    ports.iter().for_each(|port| port.set_asleep(false));
+    ports.iter().for_each(|port| port.set_asleep(Asleep::No));
 }
 
 fn wake_if_asleep(port: &Port, futex: &Futex) {
