@@ -9,6 +9,9 @@
 //! from the other counts.
 
 #[cfg(target_arch = "x86_64")]
+#[path = "../tests/support/ptrace.rs"]
+mod ptrace;
+#[cfg(target_arch = "x86_64")]
 #[path = "instructions/report.rs"]
 mod report;
 #[cfg(target_arch = "x86_64")]

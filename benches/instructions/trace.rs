@@ -1,21 +1,18 @@
 //! Steps a child through marked stretches of its code, one instruction at a time (`ptrace`), and says what it went through.
 //!
-//! The only file here that talks to the kernel. It knows breakpoints and registers; what they mean is `subject.rs`.
+//! It knows breakpoints and registers; what they mean is `subject.rs`.
 
+use crate::ptrace::{Resume, Stop, Traced as Child};
 use iced_x86::{
     Decoder, DecoderOptions, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, Register,
 };
 use libc::user_regs_struct as Registers;
-use rustix::process::{Pid, WaitOptions, waitpid};
 use std::collections::HashMap;
 use std::fs::File;
 use std::io;
-use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::os::unix::process::CommandExt;
-use std::process::{Child, Command, Stdio};
-use std::ptr::null_mut;
+use std::process::Command;
 
 /// No x86 instruction is longer.
 const LONGEST: usize = 15;
@@ -43,7 +40,6 @@ pub(crate) struct Stretch {
 /// A child that is stopped whenever a method returns; killed with the tracer.
 pub(crate) struct Traced {
     child: Child,
-    pid: Pid,
     memory: File,
     segments: Vec<Range<u64>>,
     decoded: HashMap<u64, Instruction>,
@@ -53,44 +49,32 @@ pub(crate) struct Traced {
 impl Traced {
     /// Starts a command under this thread's control; it has not executed anything yet.
     pub(crate) fn start(command: &mut Command) -> io::Result<Traced> {
-        let trace_me = || request(libc::PTRACE_TRACEME as _, 0, 0, null_mut());
-        // SAFETY: between fork and exec the closure makes one system call, and neither allocates nor takes a lock.
-        let command = unsafe { command.pre_exec(trace_me) };
-        let child = command.stdin(Stdio::null()).spawn()?;
-        let pid = Pid::from_child(&child);
-        let memory = File::open(format!("/proc/{}/mem", child.id()));
-        let mut traced = Traced {
+        let child = Child::start(command)?;
+        let memory = File::open(format!("/proc/{}/mem", child.child.id()))?;
+        Ok(Traced {
             child,
-            pid,
-            memory: memory?,
+            memory,
             segments: Vec::new(),
             decoded: HashMap::new(),
             info: InstructionInfoFactory::new(),
-        };
-        match traced.wait()? {
-            Some(libc::SIGTRAP) => {}
-            other => return Err(io::Error::other(format!("no stop at its start: {other:?}"))),
-        }
-        let options = libc::PTRACE_O_EXITKILL as usize;
-        traced.request(libc::PTRACE_SETOPTIONS as _, options)?;
-        Ok(traced)
+        })
     }
 
     /// Lets it run to the next mark, and steps through what follows. `None` once it has ended well.
     pub(crate) fn next(&mut self) -> io::Result<Option<Stretch>> {
         let mut signal = 0;
         loop {
-            self.request(libc::PTRACE_CONT as _, signal)?;
+            self.child.task.resume(Resume::Run, signal)?;
             match self.wait()? {
                 None => return Ok(None),
                 Some(libc::SIGTRAP) => return self.stretch().map(Some),
-                Some(other) => signal = other as usize,
+                Some(other) => signal = other,
             }
         }
     }
 
     fn stretch(&mut self) -> io::Result<Stretch> {
-        let marked = self.registers()?;
+        let marked = self.child.task.registers()?;
         let (end, handler) = (marked.rsi, marked.rdx);
         let mut stretch = Stretch {
             case: marked.rdi,
@@ -101,7 +85,7 @@ impl Traced {
         // Out of the mark itself first.
         while self.step()?.0.mnemonic() != Mnemonic::Ret {}
         loop {
-            let at = self.registers()?.rip;
+            let at = self.child.task.registers()?.rip;
             if at == end {
                 return Ok(stretch);
             }
@@ -119,14 +103,14 @@ impl Traced {
 
     /// Executes one instruction; which it was, and the registers before it.
     fn step(&mut self) -> io::Result<(Instruction, Registers)> {
-        let registers = self.registers()?;
+        let registers = self.child.task.registers()?;
         let instruction = self.decode(registers.rip)?;
         let mut signal = 0;
         loop {
-            self.request(libc::PTRACE_SINGLESTEP as _, signal)?;
+            self.child.task.resume(Resume::Step, signal)?;
             match self.wait()? {
                 Some(libc::SIGTRAP) => return Ok((instruction, registers)),
-                Some(other) => signal = other as usize,
+                Some(other) => signal = other,
                 None => return Err(io::Error::other("it ended between two marks")),
             }
         }
@@ -168,7 +152,7 @@ impl Traced {
 
     fn find_segments(&mut self) -> io::Result<()> {
         if self.segments.is_empty() {
-            let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.id()))?;
+            let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.child.child.id()))?;
             self.segments = maps.lines().filter_map(segment).collect();
         }
         match self.segments.is_empty() {
@@ -179,52 +163,11 @@ impl Traced {
 
     /// Waits until it stops, and says by which signal; `None` if it has ended well.
     fn wait(&mut self) -> io::Result<Option<i32>> {
-        let Some((_, status)) = waitpid(Some(self.pid), WaitOptions::empty())? else {
-            return Err(io::Error::other("no child"));
-        };
-        if let Some(signal) = status.stopping_signal() {
-            return Ok(Some(signal));
+        match self.child.task.wait()? {
+            Stop::Signal(signal) => Ok(Some(signal)),
+            Stop::Ended(status) if status.exit_status() == Some(0) => Ok(None),
+            other => Err(io::Error::other(format!("it failed: {other:?}"))),
         }
-        match status.exit_status() {
-            Some(0) => Ok(None),
-            _ => Err(io::Error::other(format!("it failed: {status:?}"))),
-        }
-    }
-
-    fn registers(&self) -> io::Result<Registers> {
-        let mut registers = MaybeUninit::<Registers>::uninit();
-        let place = registers.as_mut_ptr().cast();
-        request(
-            libc::PTRACE_GETREGS as _,
-            self.pid.as_raw_nonzero().get(),
-            0,
-            place,
-        )?;
-        // SAFETY: initialised: the kernel fills the whole structure when the request succeeds.
-        Ok(unsafe { registers.assume_init() })
-    }
-
-    fn request(&self, code: u32, data: usize) -> io::Result<()> {
-        request(code, self.pid.as_raw_nonzero().get(), 0, data as *mut _)
-    }
-}
-
-impl Drop for Traced {
-    fn drop(&mut self) {
-        // It has ended already, or something went wrong with it.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// A request that writes at most one set of registers, to `data`.
-fn request(code: u32, pid: i32, address: usize, data: *mut libc::c_void) -> io::Result<()> {
-    // SAFETY: bounds: of the requests made here one writes to memory, PTRACE_GETREGS, and for it `data` has room for the
-    // registers; the others take a number for `data` or nothing.
-    let result = unsafe { libc::ptrace(code as _, pid, address, data) };
-    match result {
-        -1 => Err(io::Error::last_os_error()),
-        _ => Ok(()),
     }
 }
 

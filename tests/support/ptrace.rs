@@ -1,0 +1,162 @@
+//! A task under this thread's control (`ptrace`): run it, step it, stop it, let it go. What the stops mean is for others to say.
+#![allow(dead_code, reason = "each program that includes it uses a part of it")]
+
+use rustix::process::{Pid, WaitOptions, WaitStatus, waitpid};
+use std::io;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::ptr::null_mut;
+
+/// How a stopped task goes on.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Resume {
+    Run,
+    /// For one instruction.
+    Step,
+    /// To where the next system call begins or ends.
+    ToCall,
+}
+
+/// Why a task does not run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Stop {
+    /// It got this signal, which it has not acted on.
+    Signal(i32),
+    /// A system call begins or ends.
+    Call,
+    Ended(WaitStatus),
+}
+
+/// A thread of another process that this thread traces, by its id.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Task(Pid);
+
+impl Task {
+    pub(crate) fn id(self) -> Pid {
+        self.0
+    }
+
+    /// Takes control of a running thread and stops it.
+    pub(crate) fn seize(thread: Pid) -> io::Result<Task> {
+        let task = Task(thread);
+        task.request(libc::PTRACE_SEIZE as _, 0, OPTIONS as *mut _)?;
+        task.request(libc::PTRACE_INTERRUPT as _, 0, null_mut())?;
+        task.wait()?;
+        Ok(task)
+    }
+
+    /// Lets a stopped task go on, with a signal or 0.
+    pub(crate) fn resume(self, how: Resume, signal: i32) -> io::Result<()> {
+        let code = match how {
+            Resume::Run => libc::PTRACE_CONT,
+            Resume::Step => libc::PTRACE_SINGLESTEP,
+            Resume::ToCall => libc::PTRACE_SYSCALL,
+        };
+        self.request(code as _, 0, number(signal))
+    }
+
+    /// Gives up control of a stopped task; it goes on, with a signal or 0.
+    pub(crate) fn release(self, signal: i32) -> io::Result<()> {
+        self.request(libc::PTRACE_DETACH as _, 0, number(signal))
+    }
+
+    /// Waits until it stops or ends.
+    pub(crate) fn wait(self) -> io::Result<Stop> {
+        let stop = self.look(WaitOptions::empty())?;
+        stop.ok_or_else(|| io::Error::other("no such task"))
+    }
+
+    /// Whether it has stopped or ended.
+    pub(crate) fn try_wait(self) -> io::Result<Option<Stop>> {
+        self.look(WaitOptions::NOHANG)
+    }
+
+    fn look(self, options: WaitOptions) -> io::Result<Option<Stop>> {
+        // Threads that are not the first of their process too.
+        let options = options | WaitOptions::from_bits_retain(libc::__WALL as _);
+        let Some((_, status)) = waitpid(Some(self.0), options)? else {
+            return Ok(None);
+        };
+        Ok(Some(match status.stopping_signal() {
+            Some(signal) if signal == libc::SIGTRAP | CALL_BIT => Stop::Call,
+            Some(signal) => Stop::Signal(signal),
+            None => Stop::Ended(status),
+        }))
+    }
+
+    /// Where it stands: the address of its next instruction, and at the beginning of a system call which one it is.
+    pub(crate) fn position(self) -> io::Result<(u64, Option<u64>)> {
+        // Kind, address, stack; at the beginning of a call its number and what it is given.
+        let mut info = [0u64; 11];
+        let size = std::mem::size_of_val(&info);
+        self.request(GET_SYSCALL_INFO, size, info.as_mut_ptr().cast())?;
+        let begins = info[0] as u8 == INFO_ENTRY;
+        Ok((info[1], begins.then_some(info[3])))
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn registers(self) -> io::Result<libc::user_regs_struct> {
+        let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::uninit();
+        let place = registers.as_mut_ptr().cast();
+        self.request(libc::PTRACE_GETREGS as _, 0, place)?;
+        // SAFETY: initialised: the kernel fills the whole structure when the request succeeds.
+        Ok(unsafe { registers.assume_init() })
+    }
+
+    fn request(self, code: u32, address: usize, data: *mut libc::c_void) -> io::Result<()> {
+        request(code, self.0.as_raw_nonzero().get(), address, data)
+    }
+}
+
+/// A child process of which the first thread is traced; killed and reaped at the latest when dropped.
+pub(crate) struct Traced {
+    pub(crate) child: Child,
+    pub(crate) task: Task,
+}
+
+impl Traced {
+    /// Starts a command under this thread's control; it has not executed anything yet.
+    pub(crate) fn start(command: &mut Command) -> io::Result<Traced> {
+        let trace_me = || request(libc::PTRACE_TRACEME as _, 0, 0, null_mut());
+        // SAFETY: between fork and exec the closure makes one system call, and neither allocates nor takes a lock.
+        let command = unsafe { command.pre_exec(trace_me) };
+        let child = command.stdin(Stdio::null()).spawn()?;
+        let task = Task(Pid::from_child(&child));
+        let traced = Traced { child, task };
+        match task.wait()? {
+            Stop::Signal(libc::SIGTRAP) => {}
+            other => return Err(io::Error::other(format!("no stop at its start: {other:?}"))),
+        }
+        task.request(libc::PTRACE_SETOPTIONS as _, 0, OPTIONS as *mut _)?;
+        Ok(traced)
+    }
+}
+
+impl Drop for Traced {
+    fn drop(&mut self) {
+        // It has ended already, or something went wrong with it.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Killed with its tracer; stops at system calls look different from those for a signal.
+const OPTIONS: usize = (libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD) as usize;
+const CALL_BIT: i32 = 0x80;
+/// `PTRACE_GET_SYSCALL_INFO` and what it calls the beginning of a call, which `libc` lacks.
+const GET_SYSCALL_INFO: u32 = 0x420e;
+const INFO_ENTRY: u8 = 1;
+
+fn number(signal: i32) -> *mut libc::c_void {
+    signal as usize as *mut _
+}
+
+fn request(code: u32, pid: i32, address: usize, data: *mut libc::c_void) -> io::Result<()> {
+    // SAFETY: bounds: of the requests made in this file two write to memory, PTRACE_GETREGS to a structure of its own and
+    // PTRACE_GET_SYSCALL_INFO at most as much as its caller says it has room for; the others take a number for `data`.
+    let result = unsafe { libc::ptrace(code as _, pid, address, data) };
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
