@@ -1,0 +1,103 @@
+//! Ends and stops a process after each instruction of what it can do with a channel, and looks at who survives.
+//!
+//! A *victim* process goes through one operation under `ptrace`. After *n* instructions it is killed, for each *n*; or
+//! stopped, and later continued. Its peer, the *survivor*, is an endpoint in this process with another channel, to a
+//! *third party*. It must hear of the victim's end once, have got a prefix of what the victim says (in a ledger of its own)
+//! that it has sent, each message whole and in its place, be able to talk to the third party at any time, and be left with
+//! the descriptors and mappings that it had before. A victim that was stopped finishes what it was at, then fills the
+//! rings both ways; nothing may be missing.
+//!
+//! ```text
+//!   cargo test --test steps                                  every 16th instruction, from one that the seed gives
+//!   TIGHTBEAM_LONG=1 cargo test --release --test steps       every instruction
+//!   cargo test --test steps -- send                          the operations whose name contains this
+//!   TIGHTBEAM_SEED=7 cargo test --test steps                 the same points again
+//! ```
+//!
+//! Covered is the thread that does the operation: of opening, closing, and everything on the data path the caller's; of
+//! accepting also the control thread of the one that listens. A kernel call is one instruction. The survivor polls after
+//! each instruction of the victim at every other point, and not before its end at the others. The victim is a child with
+//! rings of 16 slots; messages, bounds and counts are in `operation.rs`.
+
+#[path = "../support/ptrace.rs"]
+mod ptrace;
+#[path = "../support/mod.rs"]
+mod support;
+
+mod operation;
+mod rounds;
+mod survivor;
+mod victim;
+mod walk;
+
+use operation::Operation;
+use rounds::{Plan, Row};
+use std::process::{Command, ExitCode, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Tells a child what it is, and where.
+const ROLE: &str = "TIGHTBEAM_STEPS_ROLE";
+const PLACE: &str = "TIGHTBEAM_STEPS_PLACE";
+const THIRD_PARTY: &str = "third party";
+
+/// This program again, as something else.
+fn start(role: &str, place: &str) -> Command {
+    let program = std::env::current_exe().expect("the test binary");
+    let mut command = Command::new(program);
+    command.env(ROLE, role).env(PLACE, place);
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+fn main() -> ExitCode {
+    if let (Ok(role), Ok(place)) = (std::env::var(ROLE), std::env::var(PLACE)) {
+        match Operation::named(&role) {
+            Some(operation) => victim::run(operation, &place),
+            None => victim::echo(&place),
+        }
+        return ExitCode::SUCCESS;
+    }
+    if std::env::args().any(|argument| argument == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    // Nobody is left to be traced: it would start all over.
+    if let Err(error) = ptrace::Traced::start(&mut start(THIRD_PARTY, "")) {
+        println!("skipped: this process may not trace another: {error}");
+        return ExitCode::SUCCESS;
+    }
+    std::thread::spawn(watch_for_hangs);
+    let seed = std::env::var("TIGHTBEAM_SEED").ok();
+    let seed = seed.and_then(|seed| seed.parse().ok());
+    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
+    let plan = Plan::new(std::env::var_os("TIGHTBEAM_LONG").is_some(), seed);
+    println!("steps: {plan}");
+    let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-'));
+    let wanted = |operation: &Operation| {
+        let name = operation.name();
+        wanted.as_ref().is_none_or(|wanted| name.contains(wanted))
+    };
+    let chosen = Operation::ALL.into_iter().filter(wanted);
+    let rows: Vec<Row> = chosen.map(|operation| plan.carry_out(operation)).collect();
+    print!("{}", rounds::table(&rows));
+    match rows.iter().all(|row| row.violations == 0) {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}
+
+/// Points finished so far.
+static FINISHED: AtomicU64 = AtomicU64::new(0);
+
+/// Nothing that a point waits for is waited for longer than this; if it is, nobody is left to say so but this thread.
+fn watch_for_hangs() {
+    const LONGEST: Duration = Duration::from_secs(90);
+    loop {
+        let before = FINISHED.load(Ordering::Relaxed);
+        std::thread::sleep(LONGEST);
+        if FINISHED.load(Ordering::Relaxed) == before {
+            eprintln!("steps: hangs after {before} points");
+            std::process::abort();
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! What is stepped through, and what the victim and the survivor agree on: messages, and the words of the ledger.
+
+use tightbeam::MAX_MESSAGE;
+
+/// What the victim does between its two marks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Operation {
+    Send,
+    SendLong,
+    /// The message after which the ring starts over.
+    SendWrap,
+    /// The message before which a marker leads over what is left of the lap before.
+    SendJump,
+    Batch,
+    Receive,
+    ReceiveLong,
+    /// A drain past a quarter of the ring, in which the cursor is published early.
+    Credit,
+    /// A handler that sends, then reads its message, then replies.
+    Reply,
+    Call,
+    CallAsleep,
+    Connect,
+    /// What the control thread of a listener does for one that connects.
+    Accept,
+    /// The polls of a listener until it has a new channel.
+    Adopt,
+    Close,
+    CloseListener,
+}
+
+use Operation::*;
+
+impl Operation {
+    pub(crate) const ALL: [Operation; 16] = [
+        Send,
+        SendLong,
+        SendWrap,
+        SendJump,
+        Batch,
+        Receive,
+        ReceiveLong,
+        Credit,
+        Reply,
+        Call,
+        CallAsleep,
+        Connect,
+        Accept,
+        Adopt,
+        Close,
+        CloseListener,
+    ];
+
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Send => "send, one slot",
+            SendLong => "send, 17 slots",
+            SendWrap => "send, starts the ring over",
+            SendJump => "send, jumps over a tail",
+            Batch => "batch of 10",
+            Receive => "receive, one slot",
+            ReceiveLong => "receive, 17 slots",
+            Credit => "credit return in a drain",
+            Reply => "reply from a handler",
+            Call => "call, spinning",
+            CallAsleep => "call, sleeping",
+            Connect => "open by connecting",
+            Accept => "accept, control thread",
+            Adopt => "accept, polling thread",
+            Close => "close",
+            CloseListener => "close of a listener",
+        }
+    }
+
+    pub(crate) fn named(name: &str) -> Option<Operation> {
+        Self::ALL.into_iter().find(|one| one.name() == name)
+    }
+
+    /// Messages that the survivor has handled before, and those that it has not.
+    pub(crate) fn said_before(self) -> (u64, u64) {
+        match self {
+            SendWrap => (LAP - 1, 0),
+            SendJump => (LAP - 1, LAP - 1),
+            Close | CloseListener => (3, 3),
+            _ => (3, 0),
+        }
+    }
+
+    /// Messages that the victim has handled before, and their lengths that wait for it. The first of these ends a lap of
+    /// the ring: those that follow take its slot as soon as they may.
+    pub(crate) fn told_before(self) -> (u64, &'static [usize]) {
+        match self {
+            Receive => (LAP - 1, &[SHORT]),
+            ReceiveLong => (LAP - 1, &[LONG]),
+            Credit => (LAP - 1, &[SHORT; 6]),
+            Reply => (LAP - 1, &[]),
+            Close | CloseListener => (0, &[SHORT; 2]),
+            _ => (0, &[]),
+        }
+    }
+
+    /// Whether the victim listens and the survivor connects.
+    pub(crate) fn listens(self) -> bool {
+        matches!(self, Accept | Adopt | CloseListener)
+    }
+
+    pub(crate) fn closes(self) -> bool {
+        matches!(self, Close | CloseListener)
+    }
+
+    /// Whether it goes on only while the survivor polls.
+    pub(crate) fn needs_polls(self) -> bool {
+        matches!(self, Call | CallAsleep)
+    }
+}
+
+/// The rings are so deep, and a lap of one that drains has so many messages of one slot.
+pub(crate) const DEPTH: usize = 16;
+const LAP: u64 = 16;
+
+pub(crate) const SHORT: usize = 56;
+pub(crate) const LONG: usize = MAX_MESSAGE;
+
+/// Words of the ledger. The victim writes how far it is; messages that it is about to send, and has sent; messages that it
+/// has handled, and how many of them were not what was sent.
+pub(crate) const STAGE: usize = 0;
+pub(crate) const ATTEMPTED: usize = 1;
+pub(crate) const PUBLISHED: usize = 2;
+pub(crate) const HANDLED: usize = 3;
+pub(crate) const WRONG: usize = 4;
+/// The survivor writes how many it has handled, that all is ready for the operation, and how many it has sent when it
+/// sends no more, plus one.
+pub(crate) const DELIVERED: usize = 5;
+pub(crate) const PREPARED: usize = 6;
+pub(crate) const TOLD: usize = 7;
+
+/// Stages.
+pub(crate) const DONE: u64 = 1;
+pub(crate) const VERIFIED: u64 = 2;
+
+/// Handler indices, the same on both sides.
+pub(crate) const NUMBERED: u16 = 1;
+pub(crate) const ASK: u16 = 2;
+pub(crate) const ECHO: u16 = 3;
+
+/// What fills the messages: those that are near each other differ in every byte.
+static FILLS: [[u8; MAX_MESSAGE]; 64] = {
+    let mut fills = [[0; MAX_MESSAGE]; 64];
+    let mut number = 0;
+    while number < fills.len() {
+        fills[number] = [number as u8 + 1; MAX_MESSAGE];
+        number += 1;
+    }
+    fills
+};
+
+fn head(number: u64, len: usize) -> [u8; 8] {
+    (number | (len as u64) << 48).to_le_bytes()
+}
+
+fn fill(number: u64, len: usize) -> &'static [u8] {
+    &FILLS[(number % 64) as usize][..len - 8]
+}
+
+/// The message with this number.
+pub(crate) fn payload(number: u64, len: usize) -> Vec<u8> {
+    [&head(number, len), fill(number, len)].concat()
+}
+
+/// Whether it is that message, whole.
+pub(crate) fn is_payload(bytes: &[u8], number: u64) -> bool {
+    let len = bytes.len();
+    len >= 8 && bytes[..8] == head(number, len) && bytes[8..] == *fill(number, len)
+}

@@ -1,0 +1,510 @@
+//! One operation at all its points: which, what happens to the victim there, and what came of it.
+
+use crate::operation::{
+    ATTEMPTED, DONE, HANDLED, Operation, PREPARED, PUBLISHED, SHORT, STAGE, TOLD, VERIFIED,
+};
+use crate::ptrace::{Resume, Stop, Task, Traced};
+use crate::support::patiently;
+use crate::survivor::{Checked, Survivor, check};
+use crate::walk::{self, Company, Point, Way};
+use crate::{FINISHED, start, victim};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
+use std::fmt::{self, Display, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+use tightbeam::OpenError;
+
+/// What happens to the victim at a point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    Killed,
+    /// Stopped, looked at, continued.
+    Stopped,
+}
+
+/// Which points there are.
+pub(crate) struct Plan {
+    kills: u64,
+    stops: u64,
+    seed: u64,
+}
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let build = if cfg!(debug_assertions) {
+            "debug"
+        } else {
+            "release"
+        };
+        let Plan { kills, stops, seed } = self;
+        write!(
+            f,
+            "{build} build, killed at every {kills}. instruction, stopped at every {stops}., TIGHTBEAM_SEED={seed}"
+        )
+    }
+}
+
+/// What came of an operation.
+pub(crate) struct Row {
+    operation: Operation,
+    instructions: u64,
+    kills: u64,
+    stops: u64,
+    pub(crate) violations: u64,
+    took: Duration,
+}
+
+/// After so many violations an operation is given up.
+const ENOUGH: u64 = 5;
+
+impl Plan {
+    pub(crate) fn new(long: bool, seed: u64) -> Plan {
+        let (kills, stops) = if long { (1, 4) } else { (16, 64) };
+        Plan { kills, stops, seed }
+    }
+
+    /// Goes to all points of an operation.
+    pub(crate) fn carry_out(&self, operation: Operation) -> Row {
+        let began = Instant::now();
+        let mut row = Row {
+            operation,
+            instructions: 0,
+            kills: 0,
+            stops: 0,
+            violations: 0,
+            took: Duration::ZERO,
+        };
+        let mut survivor = Survivor::new();
+        // Only stopped at its end.
+        let way = Round::new(operation, &mut survivor).go_through(None, Fate::Stopped);
+        let way = match way.map(|way| way.expect("it was noted")) {
+            Ok(way) => way,
+            Err(wrong) => {
+                eprintln!("steps: {}, all of it: {wrong}", operation.name());
+                row.violations += 1;
+                return row;
+            }
+        };
+        row.instructions = way.instructions();
+        for (fate, stride) in [(Fate::Killed, self.kills), (Fate::Stopped, self.stops)] {
+            let mut closed_at = None;
+            for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
+                let mut round = Round::new(operation, &mut survivor);
+                round.polls |= (n / stride + self.seed) % 2 == 0;
+                let mut done = round.go_through(Some(way.point(n)), fate).map(drop);
+                if done.is_ok() && fate == Fate::Killed && operation.closes() {
+                    done = told_consistently(&survivor, n, &mut closed_at);
+                }
+                if let Err(wrong) = done {
+                    let name = operation.name();
+                    eprintln!("steps: {name}, {fate:?} after {n} instructions: {wrong}");
+                    row.violations += 1;
+                    survivor = Survivor::new();
+                }
+                match fate {
+                    Fate::Killed => row.kills += 1,
+                    Fate::Stopped => row.stops += 1,
+                }
+                FINISHED.fetch_add(1, Ordering::Relaxed);
+                if row.violations >= ENOUGH {
+                    return row;
+                }
+            }
+        }
+        // Nothing more is told, for longer than the control thread may still have something to say.
+        let late = Instant::now() + Duration::from_millis(400);
+        if let Err(wrong) = survivor.until("quiet", |_| Instant::now() >= late) {
+            eprintln!("steps: {}, afterwards: {wrong}", operation.name());
+            row.violations += 1;
+        }
+        row.took = began.elapsed();
+        row
+    }
+}
+
+/// A victim that has got as far as to say that it closed has closed, also if it is killed later.
+fn told_consistently(survivor: &Survivor, n: u64, closed_at: &mut Option<u64>) -> Checked {
+    let Some(end) = survivor.end() else {
+        return Err("no end".into());
+    };
+    match (end.closed, *closed_at) {
+        (true, None) => *closed_at = Some(n),
+        (false, Some(at)) => return Err(format!("dead, but after {at} instructions closed")),
+        _ => {}
+    }
+    Ok(())
+}
+
+/// The survivor while the victim is walked.
+struct Watching<'a> {
+    survivor: &'a mut Survivor,
+    polls: bool,
+    acts: bool,
+    wrong: Checked,
+}
+
+impl Company for Watching<'_> {
+    fn over(&mut self) -> bool {
+        if self.polls && self.wrong.is_ok() {
+            self.wrong = self.survivor.poll();
+        }
+        self.survivor.ledger.read(STAGE) >= DONE
+    }
+
+    fn acts(&self) -> bool {
+        self.acts
+    }
+
+    fn meanwhile(&mut self) -> bool {
+        self.over();
+        false
+    }
+}
+
+/// Beside a control thread: it goes on while the survivor opens a channel.
+struct Opening<'a> {
+    opened: &'a AtomicBool,
+    thread: PathBuf,
+}
+
+impl Company for Opening<'_> {
+    fn over(&mut self) -> bool {
+        false
+    }
+
+    fn acts(&self) -> bool {
+        true
+    }
+
+    /// It has nothing more to do if the other side has said its last and it sleeps all the same.
+    fn meanwhile(&mut self) -> bool {
+        // Acquire: pairs with the release in `beside_opening`; what was sent before that had woken the thread.
+        let opened = self.opened.load(Ordering::Acquire);
+        let stat = std::fs::read_to_string(self.thread.join("stat"));
+        let asleep = |stat: String| stat.rsplit_once(") ").is_some_and(|s| s.1.starts_with('S'));
+        opened && stat.is_ok_and(asleep)
+    }
+}
+
+/// What is wrong with the machinery.
+fn no(error: impl Display) -> String {
+    error.to_string()
+}
+
+/// One victim.
+struct Round<'a> {
+    operation: Operation,
+    survivor: &'a mut Survivor,
+    /// The survivor polls after each instruction.
+    polls: bool,
+}
+
+impl<'a> Round<'a> {
+    fn new(operation: Operation, survivor: &'a mut Survivor) -> Self {
+        survivor.begin();
+        Round {
+            operation,
+            survivor,
+            polls: operation.needs_polls(),
+        }
+    }
+
+    /// Walks the victim to a point, or through the whole operation, and there it meets its fate.
+    fn go_through(&mut self, to: Option<Point>, fate: Fate) -> Checked<Option<Way>> {
+        if self.operation == Operation::Accept {
+            return self.beside_opening(to, fate);
+        }
+        let traced = self.prepare()?;
+        let mut company = Watching {
+            survivor: self.survivor,
+            polls: self.polls,
+            acts: self.operation == Operation::CallAsleep,
+            wrong: Ok(()),
+        };
+        let way = walk::walk(traced.task, to, &mut company).map_err(no)?;
+        company.wrong?;
+        if self.operation == Operation::SendJump && way.is_some() {
+            let jumps = has_jump(&traced).map_err(no)?;
+            check(jumps, || "it has not jumped".into())?;
+        }
+        match fate {
+            Fate::Killed => self.kill(traced)?,
+            Fate::Stopped => self.stop_and_continue(traced)?,
+        }
+        Ok(way)
+    }
+
+    /// Starts the victim and lets it come to its mark.
+    fn prepare(&mut self) -> Checked<Traced> {
+        let command = &mut start(self.operation.name(), &self.survivor.address);
+        let traced = Traced::start(command).map_err(no)?;
+        traced.task.resume(Resume::Run, 0).map_err(no)?;
+        if self.operation != Operation::Connect {
+            self.exchange()?;
+        }
+        marked(&traced)?;
+        Ok(traced)
+    }
+
+    /// What comes before the mark.
+    fn exchange(&mut self) -> Checked {
+        let survivor = &mut *self.survivor;
+        match self.operation.listens() {
+            true => {
+                let address = victim::own_address(&survivor.address);
+                patiently(|| survivor.open(&address).ok());
+            }
+            false => survivor.until("the victim connects", Survivor::is_open)?,
+        }
+        if self.operation == Operation::Adopt {
+            survivor.ledger.write(PREPARED, 1);
+            return Ok(());
+        }
+        let (said, _) = self.operation.said_before();
+        survivor.until("what comes first", |s| s.delivered() == said)?;
+        let (told, waiting) = self.operation.told_before();
+        for _ in 0..told {
+            check(survivor.tell(SHORT)?, || "no room".into())?;
+        }
+        survivor.ledger.wait_for(HANDLED, told);
+        if self.operation == Operation::Reply {
+            survivor.ask()?;
+        }
+        for &len in waiting {
+            check(survivor.tell(len)?, || "no room".into())?;
+        }
+        survivor.ledger.write(PREPARED, 1);
+        Ok(())
+    }
+
+    /// Kills the victim; what the survivor does next it may do before it knows.
+    fn kill(&mut self, mut traced: Traced) -> Checked {
+        traced.child.kill().map_err(no)?;
+        let survivor = &mut *self.survivor;
+        survivor.ask_third_party()?;
+        match self.operation {
+            Operation::Reply => survivor.ask_the_dead()?,
+            _ => while survivor.tell(SHORT)? {},
+        }
+        drop(traced);
+        self.after_death()
+    }
+
+    fn after_death(&mut self) -> Checked {
+        self.survivor.bury()?;
+        self.survivor.ask_third_party()?;
+        let closed = self.survivor.end().is_some_and(|end| end.closed);
+        check(!closed || self.operation.closes(), || {
+            "closed, though nobody closed it".into()
+        })
+    }
+
+    /// Stops the victim, and looks whether anybody else is stopped by that; then lets it go on to its end.
+    fn stop_and_continue(&mut self, mut traced: Traced) -> Checked {
+        // Acted on before another instruction.
+        traced.task.release(libc::SIGSTOP).map_err(no)?;
+        let process = stopped(&traced)?;
+        let survivor = &mut *self.survivor;
+        survivor.ask_third_party()?;
+        survivor.poll()?;
+        check(survivor.end().is_none() || self.operation.closes(), || {
+            "an end, but it is only stopped".into()
+        })?;
+        // Into every slot that it may have given back too early.
+        while survivor.tell(SHORT)? {}
+        survivor.ask_third_party()?;
+        kill_process(process, Signal::CONT).map_err(no)?;
+        self.see_off()?;
+        let status = traced.child.wait().map_err(no)?;
+        check(status.success(), || format!("the victim: {status}"))?;
+        self.after_clean_end()
+    }
+
+    /// Lets the victim end well.
+    fn see_off(&mut self) -> Checked {
+        let survivor = &mut *self.survivor;
+        survivor.ledger.write(TOLD, survivor.told() + 1);
+        survivor.until("the victim closes", |s| s.end().is_some())
+    }
+
+    fn after_clean_end(&mut self) -> Checked {
+        let survivor = &mut *self.survivor;
+        survivor.bury()?;
+        survivor.ask_third_party()?;
+        let read = |word| survivor.ledger.read(word);
+        let wanted = if self.operation.closes() {
+            DONE
+        } else {
+            VERIFIED
+        };
+        check(read(STAGE) == wanted, || "the victim gave up".into())?;
+        check(read(ATTEMPTED) == read(PUBLISHED), || {
+            "not all was sent".into()
+        })?;
+        let closed = survivor.end().is_some_and(|end| end.closed);
+        check(closed, || "dead, but it has closed".into())
+    }
+
+    /// The same for the victim's control thread, which goes on only while the survivor waits for it: another thread walks it.
+    fn beside_opening(&mut self, to: Option<Point>, fate: Fate) -> Checked<Option<Way>> {
+        let survivor = &mut *self.survivor;
+        let mut command = start(self.operation.name(), &survivor.address);
+        let address = victim::own_address(&survivor.address);
+        let opened = &AtomicBool::new(false);
+        let (ready, go) = mpsc::channel();
+        let way = std::thread::scope(|scope| {
+            let walker = scope.spawn(move || {
+                let traced = Traced::start(&mut command).map_err(no)?;
+                traced.task.resume(Resume::Run, 0).map_err(no)?;
+                marked(&traced)?;
+                let (control, thread) = control_thread(&traced).map_err(no)?;
+                let _ = ready.send(());
+                let way = walk::walk(control, to, &mut Opening { opened, thread }).map_err(no)?;
+                match fate {
+                    Fate::Killed => end(traced, control)?,
+                    Fate::Stopped => pause(traced, control)?,
+                }
+                Checked::Ok(way)
+            });
+            // If nobody is ready the walker says why.
+            let ready = go.recv().is_ok();
+            let open = if ready {
+                survivor.open(&address)
+            } else {
+                Ok(())
+            };
+            // Release: pairs with the acquire in `Opening::meanwhile`.
+            opened.store(true, Ordering::Release);
+            let seen_off = match (fate, &open) {
+                (Fate::Stopped, Ok(())) if ready => {
+                    survivor.ledger.write(TOLD, survivor.told() + 1);
+                    survivor.until("the victim closes", |s| s.end().is_some())
+                }
+                _ => Ok(()),
+            };
+            let way = walker.join().expect("no panic")?;
+            seen_off?;
+            match open {
+                Ok(()) => Ok(way),
+                Err(OpenError::HungUp | OpenError::NobodyListens { .. })
+                    if fate == Fate::Killed =>
+                {
+                    Ok(way)
+                }
+                Err(other) => Err(format!("opening: {other}")),
+            }
+        })?;
+        match fate {
+            Fate::Killed => self.after_death()?,
+            Fate::Stopped => self.after_clean_end()?,
+        }
+        Ok(way)
+    }
+}
+
+/// Waits until the victim has come to its mark.
+fn marked(traced: &Traced) -> Checked {
+    match traced.task.wait().map_err(no)? {
+        Stop::Signal(libc::SIGSTOP) => Ok(()),
+        other => Err(format!("the victim does not come to its mark: {other:?}")),
+    }
+}
+
+/// Waits until a process that is not traced any more has stopped.
+fn stopped(traced: &Traced) -> Checked<Pid> {
+    let process = Pid::from_child(&traced.child);
+    let options = WaitIdOptions::STOPPED | WaitIdOptions::NOHANG;
+    let id = WaitId::Pid(process);
+    patiently(|| waitid(id.clone(), options).expect("our own child"));
+    Ok(process)
+}
+
+/// The thread that accepts and watches, stopped, and where the kernel tells of it.
+fn control_thread(traced: &Traced) -> std::io::Result<(Task, PathBuf)> {
+    for thread in std::fs::read_dir(format!("/proc/{}/task", traced.child.id()))? {
+        let path = thread?.path();
+        let name = std::fs::read_to_string(path.join("comm"))?;
+        if name.starts_with("tightbeam-contr") {
+            let id = path.file_name().and_then(|n| n.to_str()?.parse().ok());
+            let id = id.and_then(Pid::from_raw).expect("a thread's number");
+            return Ok((Task::seize(id)?, path));
+        }
+    }
+    Err(std::io::Error::other("no control thread"))
+}
+
+/// Kills a process of which two threads are traced.
+fn end(mut traced: Traced, control: Task) -> Checked {
+    traced.child.kill().map_err(no)?;
+    while !matches!(control.wait(), Ok(Stop::Ended(_)) | Err(_)) {}
+    Ok(())
+}
+
+/// Stops such a process for a while, then waits for its end.
+fn pause(mut traced: Traced, control: Task) -> Checked {
+    control.release(libc::SIGSTOP).map_err(no)?;
+    traced.task.release(0).map_err(no)?;
+    let process = stopped(&traced)?;
+    // Long enough for whoever opens to find nobody.
+    std::thread::sleep(Duration::from_millis(1));
+    kill_process(process, Signal::CONT).map_err(no)?;
+    let status = traced.child.wait().map_err(no)?;
+    check(status.success(), || format!("the victim: {status}"))
+}
+
+/// Whether there is a jump marker in a segment of the victim: kind 5 in the header of a slot, see `descriptor.rs`.
+fn has_jump(traced: &Traced) -> std::io::Result<bool> {
+    const RING: usize = 8;
+    let of = |name| format!("/proc/{}/{name}", traced.child.id());
+    let memory = std::fs::File::open(of("mem"))?;
+    let maps = std::fs::read_to_string(of("maps"))?;
+    for line in maps.lines().filter(|l| l.contains("/memfd:tightbeam")) {
+        let number = |text| u64::from_str_radix(text, 16).expect("an address");
+        let (range, _) = line.split_once(' ').expect("a mapping");
+        let (from, to) = range.split_once('-').expect("a range");
+        let mut bytes = vec![0; (number(to) - number(from)) as usize];
+        memory.read_exact_at(&mut bytes, number(from))?;
+        let mut slots = bytes.chunks(64).skip(RING);
+        if slots.any(|slot| slot[0] != 0 && slot[1] & 7 == 5) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// All that was done, for people.
+pub(crate) fn table(rows: &[Row]) -> String {
+    let mut text = format!(
+        "{:26}  instructions  kill points  stop points  violations  seconds\n",
+        "operation"
+    );
+    for row in rows {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{:26}  {:12}  {:11}  {:11}  {:10}  {:7.1}",
+            row.operation.name(),
+            row.instructions,
+            row.kills,
+            row.stops,
+            row.violations,
+            row.took.as_secs_f64()
+        );
+    }
+    let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
+    let seconds: Duration = rows.iter().map(|row| row.took).sum();
+    let _ = writeln!(
+        text,
+        "{:26}  {:12}  {:11}  {:11}  {:10}  {:7.1}",
+        "all",
+        sum(|row| row.instructions),
+        sum(|row| row.kills),
+        sum(|row| row.stops),
+        sum(|row| row.violations),
+        seconds.as_secs_f64()
+    );
+    text
+}

@@ -1,0 +1,285 @@
+//! The endpoint that must not be hurt: it has a channel with a third party and one with the victim, and knows what it
+//! may hear of the victim and what must be left of it.
+
+use crate::operation::{
+    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, HANDLED, NUMBERED, PUBLISHED, SHORT, WRONG, is_payload,
+    payload,
+};
+use crate::support::{Ledger, PATIENCE, Peer, Scratch, opened};
+use crate::{THIRD_PARTY, start};
+use std::time::{Duration, Instant};
+use tightbeam::{
+    CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError, Reply,
+    SendError,
+};
+
+/// What is wrong, if anything.
+pub(crate) type Checked<T = ()> = Result<T, String>;
+
+/// Says what is wrong unless it holds.
+pub(crate) fn check(holds: bool, wrong: impl FnOnce() -> String) -> Checked {
+    match holds {
+        true => Ok(()),
+        false => Err(wrong()),
+    }
+}
+
+/// Messages of the victim: the number that must come next, and the first that was another.
+#[derive(Default)]
+struct Seen {
+    next: u64,
+    wrong: Option<u64>,
+}
+
+impl Seen {
+    fn see(&mut self, bytes: &[u8]) {
+        if !is_payload(bytes, self.next) {
+            self.wrong.get_or_insert(self.next);
+        }
+        self.next += 1;
+    }
+}
+
+fn echo(seen: &mut Seen, message: Message<'_>, reply: Reply<'_>) {
+    let bytes = message.bytes();
+    seen.see(bytes);
+    reply.send(bytes);
+}
+
+/// Descriptors and mapped segments of this process.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Belongings {
+    descriptors: usize,
+    segments: usize,
+}
+
+impl Belongings {
+    fn now() -> Belongings {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
+        Belongings {
+            descriptors: std::fs::read_dir("/proc/self/fd").expect("proc").count(),
+            segments: maps.matches("/memfd:tightbeam").count(),
+        }
+    }
+}
+
+/// How the victim's channel has ended.
+#[derive(Debug)]
+pub(crate) struct End {
+    pub(crate) closed: bool,
+    counters: Counters,
+}
+
+pub(crate) struct Survivor {
+    endpoint: Endpoint<Seen>,
+    third: ChannelId,
+    /// The channel with the victim, once it is open, and how it ended.
+    victim: Option<ChannelId>,
+    end: Option<End>,
+    /// Messages sent to the victim, calls among them, and replies.
+    told: u64,
+    before: Belongings,
+    pub(crate) ledger: Ledger,
+    pub(crate) address: String,
+    _third_party: Peer,
+    _scratch: Scratch,
+}
+
+impl Survivor {
+    pub(crate) fn new() -> Survivor {
+        let scratch = Scratch::new("steps");
+        let address = scratch.address();
+        let handlers = Handlers::new()
+            .on(NUMBERED, |seen: &mut Seen, message, _| {
+                seen.see(message.bytes());
+            })
+            .on(ECHO, echo);
+        let builder = Endpoint::builder().state(Seen::default());
+        let builder = builder.handlers(handlers).depth(DEPTH);
+        let builder = builder.deadline(PATIENCE).open_within(PATIENCE);
+        let mut endpoint = builder.listen(&address).expect("a free path");
+        let third_party = start(THIRD_PARTY, &address).spawn().expect("a child");
+        let third_party = Peer(third_party);
+        opened(&mut endpoint);
+        let third = endpoint.channels().next().expect("it is open");
+        let mut survivor = Survivor {
+            endpoint,
+            third,
+            victim: None,
+            end: None,
+            told: 0,
+            before: Belongings::now(),
+            ledger: Ledger::of(&address),
+            address,
+            _third_party: third_party,
+            _scratch: scratch,
+        };
+        survivor.ask_third_party().expect("it answers");
+        // The opening has let go of what it needed itself.
+        std::thread::sleep(Duration::from_millis(20));
+        survivor.before = Belongings::now();
+        survivor
+    }
+
+    /// Forgets the last victim.
+    pub(crate) fn begin(&mut self) {
+        (0..8).for_each(|word| self.ledger.write(word, 0));
+        *self.endpoint.state_mut() = Seen::default();
+        (self.victim, self.end, self.told) = (None, None, 0);
+    }
+
+    pub(crate) fn poll(&mut self) -> Checked {
+        self.endpoint.poll(64);
+        while let Some(event) = self.endpoint.next_event() {
+            let (channel, closed, counters) = match event {
+                Event::Opened { channel, .. } if self.victim.is_none() => {
+                    self.victim = Some(channel);
+                    continue;
+                }
+                Event::Closed { channel, counters } => (channel, true, counters),
+                Event::Dead { channel, counters } => (channel, false, counters),
+                other => return Err(format!("nobody expects {other:?}")),
+            };
+            check(self.victim == Some(channel), || {
+                format!("{channel:?} has ended, the victim's is {:?}", self.victim)
+            })?;
+            let first = self.end.replace(End { closed, counters });
+            check(first.is_none(), || format!("after {first:?} another end"))?;
+        }
+        let seen = self.endpoint.state();
+        check(seen.wrong.is_none(), || {
+            format!("message {:?} is not what was sent", seen.wrong)
+        })?;
+        self.ledger.write(DELIVERED, self.endpoint.state().next);
+        Ok(())
+    }
+
+    /// Polls until something is so.
+    pub(crate) fn until(&mut self, what: &str, so: impl Fn(&Survivor) -> bool) -> Checked {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            self.poll()?;
+            if so(self) {
+                return Ok(());
+            }
+            check(Instant::now() < deadline, || format!("never: {what}"))?;
+            std::thread::yield_now();
+        }
+    }
+
+    pub(crate) fn delivered(&self) -> u64 {
+        self.endpoint.state().next
+    }
+
+    pub(crate) fn is_open(&self) -> bool {
+        self.victim.is_some() && self.end.is_none()
+    }
+
+    pub(crate) fn end(&self) -> Option<&End> {
+        self.end.as_ref()
+    }
+
+    /// Connects to a victim that listens.
+    pub(crate) fn open(&mut self, address: &str) -> Result<(), OpenError> {
+        self.victim = Some(self.endpoint.open(address)?);
+        Ok(())
+    }
+
+    /// A message there and one back, over the other channel.
+    pub(crate) fn ask_third_party(&mut self) -> Checked {
+        match self
+            .endpoint
+            .call_to(self.third, ECHO, b"and you?", PATIENCE)
+        {
+            Ok(b"and you?") => Ok(()),
+            other => Err(format!("the third party says {other:?}")),
+        }
+    }
+
+    /// Sends the victim its next message; `false` if there is no room, or nobody.
+    pub(crate) fn tell(&mut self, len: usize) -> Checked<bool> {
+        let Some(victim) = self.victim else {
+            return Ok(false);
+        };
+        let message = payload(self.told, len);
+        match self.endpoint.try_send_to(victim, NUMBERED, &message) {
+            Ok(()) => {
+                self.told += 1;
+                Ok(true)
+            }
+            Err(SendError::Full | SendError::NoChannel) => Ok(false),
+            Err(other) => Err(format!("telling the victim: {other}")),
+        }
+    }
+
+    /// Calls the victim, and waits for no answer.
+    pub(crate) fn ask(&mut self) -> Checked {
+        match self.call_victim(Duration::ZERO) {
+            Err(CallError::DeadlineExceeded) => Ok(()),
+            other => Err(format!("asked without patience, it says {other:?}")),
+        }
+    }
+
+    /// Calls a dead victim, and waits: its end must be what ends this.
+    pub(crate) fn ask_the_dead(&mut self) -> Checked {
+        match self.call_victim(PATIENCE) {
+            Err(CallError::Ended | CallError::NotSent(SendError::NoChannel)) => Ok(()),
+            other => Err(format!("asked after its death, it says {other:?}")),
+        }
+    }
+
+    fn call_victim(&mut self, within: Duration) -> Result<(), CallError> {
+        let victim = self
+            .victim
+            .ok_or(CallError::NotSent(SendError::NoChannel))?;
+        let message = payload(self.told, SHORT);
+        let answer = self.endpoint.call_to(victim, ASK, &message, within);
+        let answer = answer.map(|_| ());
+        if !matches!(answer, Err(CallError::NotSent(_))) {
+            self.told += 1;
+        }
+        answer
+    }
+
+    pub(crate) fn told(&self) -> u64 {
+        self.told
+    }
+
+    /// Waits until the victim's channel is over and nothing of it is left, then accounts for every message.
+    pub(crate) fn bury(&mut self) -> Checked {
+        let before = self.before;
+        self.until("everything back", |survivor| {
+            !survivor.is_open() && Belongings::now() == before
+        })
+        .map_err(|wrong| format!("{wrong}: {:?}, before {before:?}", Belongings::now()))?;
+        let ledger = &self.ledger;
+        let [attempted, published, handled, wrong] =
+            [ATTEMPTED, PUBLISHED, HANDLED, WRONG].map(|word| ledger.read(word));
+        check(wrong == 0, || {
+            format!("the victim was not told what was sent: number {wrong}")
+        })?;
+        check(handled <= self.told, || {
+            format!("{handled} handled of {}", self.told)
+        })?;
+        let Some(End { counters, .. }) = &self.end else {
+            return check(published == 0, || {
+                format!("no channel, but {published} sent")
+            });
+        };
+        let count = |counter| counters.get(counter);
+        let delivered = self.delivered() + count(Counter::DropLateReply);
+        check((published..=attempted).contains(&delivered), || {
+            format!("{published} published, {attempted} attempted, {delivered} delivered")
+        })?;
+        let dropped = count(Counter::DropNoHandler) + count(Counter::DropMalformed);
+        let adds_up = count(Counter::Received) == delivered && dropped == 0;
+        check(adds_up, || {
+            format!("{delivered} delivered, counted {counters:?}")
+        })?;
+        // Replies are the survivor's only messages beside those that it counts itself.
+        let replies = count(Counter::Sent).checked_sub(self.told);
+        check(replies.is_some_and(|n| n <= 1), || {
+            format!("{} told, counted {counters:?}", self.told)
+        })
+    }
+}
