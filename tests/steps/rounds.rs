@@ -6,12 +6,12 @@ use crate::operation::{
 use crate::ptrace::{Resume, Stop, Task, Traced};
 use crate::support::patiently;
 use crate::survivor::{Checked, Survivor, check};
-use crate::walk::{self, Company, Point, Way};
+use crate::walk::{Company, Walker, Way};
 use crate::{FINISHED, start, victim};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
 use std::fmt::{self, Display, Write};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
@@ -53,6 +53,8 @@ pub(crate) struct Row {
     instructions: u64,
     kills: u64,
     stops: u64,
+    /// Points of these that were not where they are on the way: it went another.
+    elsewhere: u64,
     pub(crate) violations: u64,
     took: Duration,
 }
@@ -74,14 +76,16 @@ impl Plan {
             instructions: 0,
             kills: 0,
             stops: 0,
+            elsewhere: 0,
             violations: 0,
             took: Duration::ZERO,
         };
         let mut survivor = Survivor::new();
         // Only stopped at its end.
         let way = Round::new(operation, &mut survivor).go_through(None, Fate::Stopped);
-        let way = match way.map(|way| way.expect("it was noted")) {
-            Ok(way) => way,
+        let way = match way {
+            Ok(Walked::Through(way)) => way,
+            Ok(Walked::To(_)) => unreachable!("no point was given"),
             Err(wrong) => {
                 eprintln!("steps: {}, all of it: {wrong}", operation.name());
                 row.violations += 1;
@@ -94,9 +98,19 @@ impl Plan {
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let mut round = Round::new(operation, &mut survivor);
                 round.polls |= (n / stride + self.seed) % 2 == 0;
-                let mut done = round.go_through(Some(way.point(n)), fate).map(drop);
+                let t0 = Instant::now();
+                let walked = round.go_through(Some((&way, n)), fate);
+                row.elsewhere += u64::from(matches!(walked, Ok(Walked::To(false))));
+                let mut done = walked.map(drop);
                 if done.is_ok() && fate == Fate::Killed && operation.closes() {
                     done = told_consistently(&survivor, n, &mut closed_at);
+                }
+                if std::env::var_os("DBG").is_some() {
+                    eprintln!(
+                        "{n} {} {:?}",
+                        (n / stride + self.seed) % 2 == 0,
+                        t0.elapsed()
+                    );
                 }
                 if let Err(wrong) = done {
                     let name = operation.name();
@@ -189,6 +203,14 @@ impl Company for Opening<'_> {
     }
 }
 
+/// How far a victim has come.
+enum Walked {
+    /// Through the whole operation.
+    Through(Way),
+    /// To a point, or on another way to somewhere else.
+    To(bool),
+}
+
 /// What is wrong with the machinery.
 fn no(error: impl Display) -> String {
     error.to_string()
@@ -213,7 +235,7 @@ impl<'a> Round<'a> {
     }
 
     /// Walks the victim to a point, or through the whole operation, and there it meets its fate.
-    fn go_through(&mut self, to: Option<Point>, fate: Fate) -> Checked<Option<Way>> {
+    fn go_through(&mut self, to: Option<(&Way, u64)>, fate: Fate) -> Checked<Walked> {
         if self.operation == Operation::Accept {
             return self.beside_opening(to, fate);
         }
@@ -224,9 +246,10 @@ impl<'a> Round<'a> {
             acts: self.operation == Operation::CallAsleep,
             wrong: Ok(()),
         };
-        let way = walk::walk(traced.task, to, &mut company).map_err(no)?;
+        let files = PathBuf::from(format!("/proc/{}", traced.child.id()));
+        let way = walk(traced.task, &files, to, &mut company)?;
         company.wrong?;
-        if self.operation == Operation::SendJump && way.is_some() {
+        if self.operation == Operation::SendJump && to.is_none() {
             let jumps = has_jump(&traced).map_err(no)?;
             check(jumps, || "it has not jumped".into())?;
         }
@@ -349,7 +372,7 @@ impl<'a> Round<'a> {
     }
 
     /// The same for the victim's control thread, which goes on only while the survivor waits for it: another thread walks it.
-    fn beside_opening(&mut self, to: Option<Point>, fate: Fate) -> Checked<Option<Way>> {
+    fn beside_opening(&mut self, to: Option<(&Way, u64)>, fate: Fate) -> Checked<Walked> {
         let survivor = &mut *self.survivor;
         let mut command = start(self.operation.name(), &survivor.address);
         let address = victim::own_address(&survivor.address);
@@ -362,7 +385,11 @@ impl<'a> Round<'a> {
                 marked(&traced)?;
                 let (control, thread) = control_thread(&traced).map_err(no)?;
                 let _ = ready.send(());
-                let way = walk::walk(control, to, &mut Opening { opened, thread }).map_err(no)?;
+                let mut company = Opening {
+                    opened,
+                    thread: thread.clone(),
+                };
+                let way = walk(control, &thread, to, &mut company)?;
                 match fate {
                     Fate::Killed => end(traced, control)?,
                     Fate::Stopped => pause(traced, control)?,
@@ -403,6 +430,25 @@ impl<'a> Round<'a> {
         }
         Ok(way)
     }
+}
+
+/// Walks to a point of a way; without one to the end, and notes the way.
+fn walk(
+    task: Task,
+    files: &Path,
+    to: Option<(&Way, u64)>,
+    company: &mut dyn Company,
+) -> Checked<Walked> {
+    let mut walker = Walker {
+        task,
+        files,
+        company,
+    };
+    match to {
+        Some((way, point)) => walker.walk(way, point).map(Walked::To),
+        None => walker.measure().map(Walked::Through),
+    }
+    .map_err(no)
 }
 
 /// Waits until the victim has come to its mark.
@@ -478,18 +524,19 @@ fn has_jump(traced: &Traced) -> std::io::Result<bool> {
 /// All that was done, for people.
 pub(crate) fn table(rows: &[Row]) -> String {
     let mut text = format!(
-        "{:26}  instructions  kill points  stop points  violations  seconds\n",
+        "{:26}  instructions  kill points  stop points  elsewhere  violations  seconds\n",
         "operation"
     );
     for row in rows {
         // Writing to a String cannot fail.
         let _ = writeln!(
             text,
-            "{:26}  {:12}  {:11}  {:11}  {:10}  {:7.1}",
+            "{:26}  {:12}  {:11}  {:11}  {:9}  {:10}  {:7.1}",
             row.operation.name(),
             row.instructions,
             row.kills,
             row.stops,
+            row.elsewhere,
             row.violations,
             row.took.as_secs_f64()
         );
@@ -498,11 +545,12 @@ pub(crate) fn table(rows: &[Row]) -> String {
     let seconds: Duration = rows.iter().map(|row| row.took).sum();
     let _ = writeln!(
         text,
-        "{:26}  {:12}  {:11}  {:11}  {:10}  {:7.1}",
+        "{:26}  {:12}  {:11}  {:11}  {:9}  {:10}  {:7.1}",
         "all",
         sum(|row| row.instructions),
         sum(|row| row.kills),
         sum(|row| row.stops),
+        sum(|row| row.elsewhere),
         sum(|row| row.violations),
         seconds.as_secs_f64()
     );

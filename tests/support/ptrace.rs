@@ -13,8 +13,6 @@ pub(crate) enum Resume {
     Run,
     /// For one instruction.
     Step,
-    /// To where the next system call begins or ends.
-    ToCall,
 }
 
 /// Why a task does not run.
@@ -22,8 +20,6 @@ pub(crate) enum Resume {
 pub(crate) enum Stop {
     /// It got this signal, which it has not acted on.
     Signal(i32),
-    /// A system call begins or ends.
-    Call,
     Ended(WaitStatus),
 }
 
@@ -50,7 +46,6 @@ impl Task {
         let code = match how {
             Resume::Run => libc::PTRACE_CONT,
             Resume::Step => libc::PTRACE_SINGLESTEP,
-            Resume::ToCall => libc::PTRACE_SYSCALL,
         };
         self.request(code as _, 0, number(signal))
     }
@@ -78,20 +73,27 @@ impl Task {
             return Ok(None);
         };
         Ok(Some(match status.stopping_signal() {
-            Some(signal) if signal == libc::SIGTRAP | CALL_BIT => Stop::Call,
             Some(signal) => Stop::Signal(signal),
             None => Stop::Ended(status),
         }))
     }
 
-    /// Where it stands: the address of its next instruction, and at the beginning of a system call which one it is.
-    pub(crate) fn position(self) -> io::Result<(u64, Option<u64>)> {
-        // Kind, address, stack; at the beginning of a call its number and what it is given.
-        let mut info = [0u64; 11];
-        let size = std::mem::size_of_val(&info);
-        self.request(GET_SYSCALL_INFO, size, info.as_mut_ptr().cast())?;
-        let begins = info[0] as u8 == INFO_ENTRY;
-        Ok((info[1], begins.then_some(info[3])))
+    /// Has it stop before it executes what lies at one of these addresses; at 0 nothing does.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn break_at(self, places: [u64; 2]) -> io::Result<()> {
+        const REGISTERS: usize = std::mem::offset_of!(libc::user, u_debugreg);
+        let set = |register: usize, value: u64| {
+            let place = REGISTERS + register * 8;
+            self.request(libc::PTRACE_POKEUSER as _, place, value as usize as *mut _)
+        };
+        // Each is in use if its bit in the control register is set; they can be written while it is not.
+        set(7, 0)?;
+        set(0, places[0])?;
+        set(1, places[1])?;
+        set(
+            7,
+            u64::from(places[0] != 0) | u64::from(places[1] != 0) << 2,
+        )
     }
 
     #[cfg(target_arch = "x86_64")]
@@ -140,20 +142,16 @@ impl Drop for Traced {
     }
 }
 
-/// Killed with its tracer; stops at system calls look different from those for a signal.
-const OPTIONS: usize = (libc::PTRACE_O_EXITKILL | libc::PTRACE_O_TRACESYSGOOD) as usize;
-const CALL_BIT: i32 = 0x80;
-/// `PTRACE_GET_SYSCALL_INFO` and what it calls the beginning of a call, which `libc` lacks.
-const GET_SYSCALL_INFO: u32 = 0x420e;
-const INFO_ENTRY: u8 = 1;
+/// Killed with its tracer.
+const OPTIONS: usize = libc::PTRACE_O_EXITKILL as usize;
 
 fn number(signal: i32) -> *mut libc::c_void {
     signal as usize as *mut _
 }
 
 fn request(code: u32, pid: i32, address: usize, data: *mut libc::c_void) -> io::Result<()> {
-    // SAFETY: bounds: of the requests made in this file two write to memory, PTRACE_GETREGS to a structure of its own and
-    // PTRACE_GET_SYSCALL_INFO at most as much as its caller says it has room for; the others take a number for `data`.
+    // SAFETY: bounds: of the requests made in this file one writes to memory of ours, PTRACE_GETREGS, and for it `data` is
+    // a structure of that size; the others take a number for `data`.
     let result = unsafe { libc::ptrace(code as _, pid, address, data) };
     match result {
         -1 => Err(io::Error::last_os_error()),
