@@ -78,11 +78,17 @@ fn main() -> ExitCode {
         wanted.as_ref().is_none_or(|wanted| name.contains(wanted))
     };
     let chosen = Operation::ALL.into_iter().filter(wanted);
-    let rows: Vec<Row> = chosen.map(|operation| plan.carry_out(operation)).collect();
-    print!("{}", rounds::table(&rows));
-    match rows.iter().all(|row| row.violations == 0) {
-        true => ExitCode::SUCCESS,
-        false => ExitCode::FAILURE,
+    println!("{}", rounds::COLUMNS);
+    let carry_out = |operation| {
+        let row = plan.carry_out(operation);
+        println!("{row}");
+        row
+    };
+    let all = Row::sum(&chosen.map(carry_out).collect::<Vec<Row>>());
+    println!("{all}");
+    match all.violations {
+        0 => ExitCode::SUCCESS,
+        _ => ExitCode::FAILURE,
     }
 }
 

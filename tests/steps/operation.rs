@@ -107,11 +107,6 @@ impl Operation {
     pub(crate) fn closes(self) -> bool {
         matches!(self, Close | CloseListener)
     }
-
-    /// Whether it goes on only while the survivor polls.
-    pub(crate) fn needs_polls(self) -> bool {
-        matches!(self, Call | CallAsleep)
-    }
 }
 
 /// The rings are so deep, and a lap of one that drains has so many messages of one slot.

@@ -6,10 +6,10 @@ use crate::operation::{
 use crate::ptrace::{Resume, Stop, Task, Traced};
 use crate::support::patiently;
 use crate::survivor::{Checked, Survivor, check};
-use crate::walk::{Company, Walker, Way};
+use crate::walk::{self, Company, Seen, Walker, Way};
 use crate::{FINISHED, start, victim};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use std::fmt::{self, Display, Write};
+use std::fmt::{self, Display};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -49,7 +49,7 @@ impl Display for Plan {
 
 /// What came of an operation.
 pub(crate) struct Row {
-    operation: Operation,
+    name: &'static str,
     instructions: u64,
     kills: u64,
     stops: u64,
@@ -72,7 +72,7 @@ impl Plan {
     pub(crate) fn carry_out(&self, operation: Operation) -> Row {
         let began = Instant::now();
         let mut row = Row {
-            operation,
+            name: operation.name(),
             instructions: 0,
             kills: 0,
             stops: 0,
@@ -94,24 +94,26 @@ impl Plan {
         };
         row.instructions = way.instructions();
         for (fate, stride) in [(Fate::Killed, self.kills), (Fate::Stopped, self.stops)] {
-            let mut closed_at = None;
+            let mut progress = 0;
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let mut round = Round::new(operation, &mut survivor);
-                round.polls |= (n / stride + self.seed) % 2 == 0;
-                let t0 = Instant::now();
+                if operation != Operation::CallAsleep {
+                    round.polls |= (n / stride + self.seed).is_multiple_of(2);
+                }
                 let walked = round.go_through(Some((&way, n)), fate);
-                row.elsewhere += u64::from(matches!(walked, Ok(Walked::To(false))));
-                let mut done = walked.map(drop);
-                if done.is_ok() && fate == Fate::Killed && operation.closes() {
-                    done = told_consistently(&survivor, n, &mut closed_at);
-                }
-                if std::env::var_os("DBG").is_some() {
-                    eprintln!(
-                        "{n} {} {:?}",
-                        (n / stride + self.seed) % 2 == 0,
-                        t0.elapsed()
-                    );
-                }
+                let done = match walked {
+                    Ok(Walked::To(true)) if fate == Fate::Killed => {
+                        let before = std::mem::replace(&mut progress, survivor.progress());
+                        check(before <= progress, || {
+                            format!("saw {progress}, but {before} of one killed earlier")
+                        })
+                    }
+                    Ok(Walked::To(false)) => {
+                        row.elsewhere += 1;
+                        Ok(())
+                    }
+                    other => other.map(drop),
+                };
                 if let Err(wrong) = done {
                     let name = operation.name();
                     eprintln!("steps: {name}, {fate:?} after {n} instructions: {wrong}");
@@ -139,41 +141,47 @@ impl Plan {
     }
 }
 
-/// A victim that has got as far as to say that it closed has closed, also if it is killed later.
-fn told_consistently(survivor: &Survivor, n: u64, closed_at: &mut Option<u64>) -> Checked {
-    let Some(end) = survivor.end() else {
-        return Err("no end".into());
-    };
-    match (end.closed, *closed_at) {
-        (true, None) => *closed_at = Some(n),
-        (false, Some(at)) => return Err(format!("dead, but after {at} instructions closed")),
-        _ => {}
-    }
-    Ok(())
-}
-
 /// The survivor while the victim is walked.
 struct Watching<'a> {
     survivor: &'a mut Survivor,
+    /// It polls after each instruction.
     polls: bool,
-    acts: bool,
+    /// It polls when the victim, whose directory of `proc` this is, waits for it.
+    wakes: Option<&'a Path>,
     wrong: Checked,
 }
 
-impl Company for Watching<'_> {
-    fn over(&mut self) -> bool {
-        if self.polls && self.wrong.is_ok() {
+impl Watching<'_> {
+    fn poll(&mut self) {
+        if self.wrong.is_ok() {
             self.wrong = self.survivor.poll();
         }
-        self.survivor.ledger.read(STAGE) >= DONE
+    }
+}
+
+impl Company for Watching<'_> {
+    fn look(&mut self) -> Seen {
+        let before = self.survivor.delivered();
+        if self.polls {
+            self.poll();
+        }
+        if self.survivor.ledger.read(STAGE) >= DONE {
+            Seen::Over
+        } else if self.survivor.delivered() != before {
+            Seen::Acted
+        } else {
+            Seen::Nothing
+        }
     }
 
     fn acts(&self) -> bool {
-        self.acts
+        self.wakes.is_some()
     }
 
     fn meanwhile(&mut self) -> bool {
-        self.over();
+        if self.wakes.is_some_and(walk::asleep) {
+            self.poll();
+        }
         false
     }
 }
@@ -181,12 +189,12 @@ impl Company for Watching<'_> {
 /// Beside a control thread: it goes on while the survivor opens a channel.
 struct Opening<'a> {
     opened: &'a AtomicBool,
-    thread: PathBuf,
+    thread: &'a Path,
 }
 
 impl Company for Opening<'_> {
-    fn over(&mut self) -> bool {
-        false
+    fn look(&mut self) -> Seen {
+        Seen::Nothing
     }
 
     fn acts(&self) -> bool {
@@ -196,10 +204,7 @@ impl Company for Opening<'_> {
     /// It has nothing more to do if the other side has said its last and it sleeps all the same.
     fn meanwhile(&mut self) -> bool {
         // Acquire: pairs with the release in `beside_opening`; what was sent before that had woken the thread.
-        let opened = self.opened.load(Ordering::Acquire);
-        let stat = std::fs::read_to_string(self.thread.join("stat"));
-        let asleep = |stat: String| stat.rsplit_once(") ").is_some_and(|s| s.1.starts_with('S'));
-        opened && stat.is_ok_and(asleep)
+        self.opened.load(Ordering::Acquire) && walk::asleep(self.thread)
     }
 }
 
@@ -230,7 +235,7 @@ impl<'a> Round<'a> {
         Round {
             operation,
             survivor,
-            polls: operation.needs_polls(),
+            polls: operation == Operation::Call,
         }
     }
 
@@ -240,13 +245,13 @@ impl<'a> Round<'a> {
             return self.beside_opening(to, fate);
         }
         let traced = self.prepare()?;
+        let files = PathBuf::from(format!("/proc/{}", traced.child.id()));
         let mut company = Watching {
             survivor: self.survivor,
             polls: self.polls,
-            acts: self.operation == Operation::CallAsleep,
+            wakes: (self.operation == Operation::CallAsleep).then_some(&files),
             wrong: Ok(()),
         };
-        let files = PathBuf::from(format!("/proc/{}", traced.child.id()));
         let way = walk(traced.task, &files, to, &mut company)?;
         company.wrong?;
         if self.operation == Operation::SendJump && to.is_none() {
@@ -387,7 +392,7 @@ impl<'a> Round<'a> {
                 let _ = ready.send(());
                 let mut company = Opening {
                     opened,
-                    thread: thread.clone(),
+                    thread: &thread,
                 };
                 let way = walk(control, &thread, to, &mut company)?;
                 match fate {
@@ -521,38 +526,38 @@ fn has_jump(traced: &Traced) -> std::io::Result<bool> {
     Ok(false)
 }
 
-/// All that was done, for people.
-pub(crate) fn table(rows: &[Row]) -> String {
-    let mut text = format!(
-        "{:26}  instructions  kill points  stop points  elsewhere  violations  seconds\n",
-        "operation"
-    );
-    for row in rows {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{:26}  {:12}  {:11}  {:11}  {:9}  {:10}  {:7.1}",
-            row.operation.name(),
-            row.instructions,
-            row.kills,
-            row.stops,
-            row.elsewhere,
-            row.violations,
-            row.took.as_secs_f64()
-        );
+/// Heads what a [`Row`] is printed as.
+pub(crate) const COLUMNS: &str = "\
+operation                   instructions  killed at  stopped at  elsewhere  violations  seconds";
+
+impl Row {
+    /// All of them together.
+    pub(crate) fn sum(rows: &[Row]) -> Row {
+        let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum();
+        Row {
+            name: "all",
+            instructions: sum(|row| row.instructions),
+            kills: sum(|row| row.kills),
+            stops: sum(|row| row.stops),
+            elsewhere: sum(|row| row.elsewhere),
+            violations: sum(|row| row.violations),
+            took: rows.iter().map(|row| row.took).sum(),
+        }
     }
-    let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum::<u64>();
-    let seconds: Duration = rows.iter().map(|row| row.took).sum();
-    let _ = writeln!(
-        text,
-        "{:26}  {:12}  {:11}  {:11}  {:9}  {:10}  {:7.1}",
-        "all",
-        sum(|row| row.instructions),
-        sum(|row| row.kills),
-        sum(|row| row.stops),
-        sum(|row| row.elsewhere),
-        sum(|row| row.violations),
-        seconds.as_secs_f64()
-    );
-    text
+}
+
+impl Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:26}  {:12}  {:9}  {:10}  {:9}  {:10}  {:7.1}",
+            self.name,
+            self.instructions,
+            self.kills,
+            self.stops,
+            self.elsewhere,
+            self.violations,
+            self.took.as_secs_f64()
+        )
+    }
 }

@@ -10,7 +10,7 @@ use std::io;
 use std::path::Path;
 
 /// A place in the code, wherever that is loaded: a file, and how far behind the beginning of its code.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, PartialEq, Eq, Hash)]
 struct Place {
     file: usize,
     offset: u64,
@@ -45,22 +45,29 @@ impl Images {
     }
 }
 
-/// All instructions of an operation.
+/// All instructions of an operation, in legs: where one ends, somebody else has acted before the next began.
 pub(crate) struct Way {
     images: Images,
-    steps: Vec<Place>,
-    /// For each point: the step with the breakpoint, and how often it is met until then.
+    legs: Vec<Leg>,
+}
+
+/// A part of a way.
+struct Leg {
+    /// Where each instruction lies, and the one behind the last if that is known.
+    places: Vec<Place>,
+    instructions: usize,
+    /// For each place: the one with the breakpoint, and how often that is met until then.
     approaches: Vec<(usize, u64)>,
-    /// The last step that is nowhere before: who has come there has come to the end.
+    /// The last place that is nowhere before: who has come there has come to the end.
     end: usize,
 }
 
-impl Way {
-    fn new(images: Images, steps: Vec<Place>) -> Way {
+impl Leg {
+    fn new(places: Vec<Place>, instructions: usize) -> Leg {
         let mut met: HashMap<&Place, u64> = HashMap::new();
         let mut approaches: Vec<(usize, u64)> = Vec::new();
         let mut end = 0;
-        for (n, place) in steps.iter().enumerate() {
+        for (n, place) in places.iter().enumerate() {
             let hits = met.entry(place).and_modify(|hits| *hits += 1).or_insert(1);
             if *hits == 1 {
                 end = n;
@@ -72,36 +79,47 @@ impl Way {
                 _ => (n, *hits),
             });
         }
-        Way {
-            images,
-            steps,
+        Leg {
+            places,
+            instructions,
             approaches,
             end,
         }
     }
+}
 
+impl Way {
     pub(crate) fn instructions(&self) -> u64 {
-        self.steps.len() as u64
+        self.legs.iter().map(|leg| leg.instructions as u64).sum()
     }
 
-    /// Where a step of this way lies in another process.
-    fn address(&self, step: usize, there: &Images) -> Option<u64> {
-        let Place { file, offset } = self.steps.get(step)?;
-        let name = &self.images.0[*file].0;
+    /// Where a place of this way lies in another process.
+    fn address(&self, place: &Place, there: &Images) -> Option<u64> {
+        let name = &self.images.0[place.file].0;
         let (_, range) = there.0.iter().find(|(other, _)| other == name)?;
-        Some(range.start + offset)
+        Some(range.start + place.offset)
     }
+}
+
+/// What the others see after an instruction.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Nothing,
+    /// Something that one of them has acted upon.
+    Acted,
+    /// The operation is over.
+    Over,
 }
 
 /// What else happens while a task is walked.
 pub(crate) trait Company {
-    /// Between two instructions: whether the operation is over.
-    fn over(&mut self) -> bool;
+    /// After an instruction.
+    fn look(&mut self) -> Seen;
 
-    /// Whether a system call may depend on what [`meanwhile`](Self::meanwhile) does.
+    /// Whether an instruction may depend on what [`meanwhile`](Self::meanwhile) does.
     fn acts(&self) -> bool;
 
-    /// While an instruction has not come to its end: whether it never will, because the operation is over.
+    /// While the task runs: whether it will never stop, because the operation is over.
     fn meanwhile(&mut self) -> bool;
 }
 
@@ -139,47 +157,87 @@ impl Walker<'_> {
     /// To the end of the operation; notes the way.
     pub(crate) fn measure(&mut self) -> io::Result<Way> {
         let images = Images::of(self.files)?;
-        let mut steps = Vec::new();
+        let (mut legs, mut places) = (Vec::new(), Vec::new());
         loop {
-            steps.push(images.place(self.task.registers()?.rip)?);
-            if !self.go(Resume::Step)? || self.company.over() {
-                return Ok(Way::new(images, steps));
+            places.push(images.place(self.task.registers()?.rip)?);
+            let seen = match self.go(Resume::Step)? {
+                true => self.company.look(),
+                false => Seen::Over,
+            };
+            if seen != Seen::Nothing {
+                let instructions = places.len();
+                if let Ok(next) = self.task.registers() {
+                    places.push(images.place(next.rip)?);
+                }
+                legs.push(Leg::new(std::mem::take(&mut places), instructions));
+            }
+            if seen == Seen::Over {
+                return Ok(Way { images, legs });
             }
         }
     }
 
     /// To where so many instructions of the way have been executed, or to the end if that comes first; whether it is there.
-    pub(crate) fn walk(&mut self, way: &Way, instructions: u64) -> io::Result<bool> {
+    pub(crate) fn walk(&mut self, way: &Way, mut instructions: u64) -> io::Result<bool> {
         let there = Images::of(self.files)?;
-        let n = instructions as usize;
-        let mut steps = instructions;
-        if let Some(&(at, hits)) = way.approaches.get(n).filter(|(at, _)| *at > 0) {
-            let [place, end] = [at, way.end].map(|step| way.address(step, &there));
-            let (Some(place), Some(end)) = (place, end) else {
-                return Err(io::Error::other("other code than before"));
+        for leg in &way.legs {
+            let in_leg = instructions.min(leg.instructions as u64);
+            if !self.walk_leg(way, leg, in_leg as usize, &there)? {
+                return Ok(false);
+            }
+            instructions -= in_leg;
+            if instructions == 0 {
+                break;
+            }
+            self.company.look();
+        }
+        Ok(true)
+    }
+
+    fn walk_leg(&mut self, way: &Way, leg: &Leg, n: usize, there: &Images) -> io::Result<bool> {
+        let mut at = 0;
+        if let Some(&(place, hits)) = leg.approaches.get(n).filter(|(at, _)| *at > 0) {
+            let address = |n: usize| {
+                let address = way.address(&leg.places[n], there);
+                address.ok_or_else(|| io::Error::other("other code than before"))
             };
-            self.task
-                .break_at([place, if at < way.end { end } else { 0 }])?;
+            let end = if place < leg.end {
+                address(leg.end)?
+            } else {
+                0
+            };
+            self.task.break_at([address(place)?, end])?;
             for _ in 0..hits {
-                if !self.go(Resume::Run)? || self.task.registers()?.rip != place {
+                let stopped = self.go(Resume::Run)?;
+                if !stopped || self.task.registers()?.rip != address(place)? {
                     // It went another way, and has come to its end.
-                    self.task.break_at([0; 2])?;
+                    if stopped {
+                        self.task.break_at([0; 2])?;
+                    }
                     return Ok(false);
                 }
             }
             self.task.break_at([0; 2])?;
-            steps = (n - at) as u64;
+            at = place;
         }
-        for _ in 0..steps {
+        for _ in at..n {
             if !self.go(Resume::Step)? {
                 return Ok(false);
             }
-            if self.company.over() {
+            if self.company.look() == Seen::Over {
                 break;
             }
         }
-        let here = self.task.registers()?.rip;
-        // Of the point behind the last instruction nothing is known.
-        Ok(n == way.steps.len() || way.address(n, &there) == Some(here))
+        let Some(place) = leg.places.get(n) else {
+            return Ok(true);
+        };
+        Ok(way.address(place, there) == Some(self.task.registers()?.rip))
     }
+}
+
+/// Whether a thread waits in the kernel, given its directory of `proc`.
+pub(crate) fn asleep(task: &Path) -> bool {
+    let stat = std::fs::read_to_string(task.join("stat")).unwrap_or_default();
+    let state = stat.rsplit_once(") ").map(|(_, rest)| rest);
+    state.is_some_and(|state| state.starts_with('S'))
 }
