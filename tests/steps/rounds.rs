@@ -118,6 +118,8 @@ impl Plan {
                     let name = operation.name();
                     eprintln!("steps: {name}, {fate:?} after {n} instructions: {wrong}");
                     row.violations += 1;
+                    // What is left of this one is not counted against the next.
+                    drop(survivor);
                     survivor = Survivor::new();
                 }
                 match fate {
@@ -385,10 +387,11 @@ impl<'a> Round<'a> {
         let (ready, go) = mpsc::channel();
         let way = std::thread::scope(|scope| {
             let walker = scope.spawn(move || {
-                let traced = Traced::start(&mut command).map_err(no)?;
+                let mut traced = Traced::start(&mut command).map_err(no)?;
                 traced.task.resume(Resume::Run, 0).map_err(no)?;
                 marked(&traced)?;
                 let (control, thread) = control_thread(&traced).map_err(no)?;
+                traced.other = Some(control);
                 let _ = ready.send(());
                 let mut company = Opening {
                     opened,
@@ -396,7 +399,7 @@ impl<'a> Round<'a> {
                 };
                 let way = walk(control, &thread, to, &mut company)?;
                 match fate {
-                    Fate::Killed => end(traced, control)?,
+                    Fate::Killed => drop(traced),
                     Fate::Stopped => pause(traced, control)?,
                 }
                 Checked::Ok(way)
@@ -475,28 +478,29 @@ fn stopped(traced: &Traced) -> Checked<Pid> {
 
 /// The thread that accepts and watches, stopped, and where the kernel tells of it.
 fn control_thread(traced: &Traced) -> std::io::Result<(Task, PathBuf)> {
-    for thread in std::fs::read_dir(format!("/proc/{}/task", traced.child.id()))? {
-        let path = thread?.path();
-        let name = std::fs::read_to_string(path.join("comm"))?;
-        if name.starts_with("tightbeam-contr") {
-            let id = path.file_name().and_then(|n| n.to_str()?.parse().ok());
-            let id = id.and_then(Pid::from_raw).expect("a thread's number");
-            return Ok((Task::seize(id)?, path));
-        }
-    }
-    Err(std::io::Error::other("no control thread"))
+    // It gives itself its name when it starts.
+    let threads = PathBuf::from(format!("/proc/{}/task", traced.child.id()));
+    let path = patiently(|| {
+        let mut paths = std::fs::read_dir(&threads)
+            .ok()?
+            .flatten()
+            .map(|t| t.path());
+        paths.find(|path| {
+            let name = std::fs::read_to_string(path.join("comm"));
+            name.is_ok_and(|name| name.starts_with("tightbeam-contr"))
+        })
+    });
+    let id = path
+        .file_name()
+        .and_then(|name| name.to_str()?.parse().ok());
+    let id = id.and_then(Pid::from_raw).expect("a thread's number");
+    Ok((Task::seize(id)?, path))
 }
 
-/// Kills a process of which two threads are traced.
-fn end(mut traced: Traced, control: Task) -> Checked {
-    traced.child.kill().map_err(no)?;
-    while !matches!(control.wait(), Ok(Stop::Ended(_)) | Err(_)) {}
-    Ok(())
-}
-
-/// Stops such a process for a while, then waits for its end.
+/// Stops a process of which two threads are traced for a while, then waits for its end.
 fn pause(mut traced: Traced, control: Task) -> Checked {
     control.release(libc::SIGSTOP).map_err(no)?;
+    traced.other = None;
     traced.task.release(0).map_err(no)?;
     let process = stopped(&traced)?;
     // Long enough for whoever opens to find nobody.

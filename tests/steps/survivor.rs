@@ -161,14 +161,23 @@ impl Survivor {
     /// Polls until something is so.
     pub(crate) fn until(&mut self, what: &str, so: impl Fn(&Survivor) -> bool) -> Checked {
         let deadline = Instant::now() + PATIENCE;
-        loop {
+        // Looked at first: a poll more than needed would take what is meant for later.
+        while !so(self) {
             self.poll()?;
-            if so(self) {
-                return Ok(());
-            }
-            check(Instant::now() < deadline, || format!("never: {what}"))?;
+            check(Instant::now() < deadline, || {
+                format!(
+                    "never: {what}; {} delivered, {:?}",
+                    self.delivered(),
+                    self.ledger()
+                )
+            })?;
             std::thread::yield_now();
         }
+        Ok(())
+    }
+
+    fn ledger(&self) -> [u64; 8] {
+        std::array::from_fn(|word| self.ledger.read(word))
     }
 
     pub(crate) fn delivered(&self) -> u64 {

@@ -53,7 +53,7 @@ pub(crate) struct Way {
 
 /// A part of a way.
 struct Leg {
-    /// Where each instruction lies, and the one behind the last if that is known.
+    /// Where each instruction lies, and the one behind the last.
     places: Vec<Place>,
     instructions: usize,
     /// For each place: the one with the breakpoint, and how often that is met until then.
@@ -141,6 +141,7 @@ impl Walker<'_> {
                     break stop;
                 }
                 if self.company.meanwhile() {
+                    self.task.interrupt()?;
                     return Ok(false);
                 }
                 std::thread::yield_now();
@@ -166,9 +167,7 @@ impl Walker<'_> {
             };
             if seen != Seen::Nothing {
                 let instructions = places.len();
-                if let Ok(next) = self.task.registers() {
-                    places.push(images.place(next.rip)?);
-                }
+                places.push(images.place(self.task.registers()?.rip)?);
                 legs.push(Leg::new(std::mem::take(&mut places), instructions));
             }
             if seen == Seen::Over {
@@ -211,9 +210,7 @@ impl Walker<'_> {
                 let stopped = self.go(Resume::Run)?;
                 if !stopped || self.task.registers()?.rip != address(place)? {
                     // It went another way, and has come to its end.
-                    if stopped {
-                        self.task.break_at([0; 2])?;
-                    }
+                    self.task.break_at([0; 2])?;
                     return Ok(false);
                 }
             }
@@ -228,10 +225,8 @@ impl Walker<'_> {
                 break;
             }
         }
-        let Some(place) = leg.places.get(n) else {
-            return Ok(true);
-        };
-        Ok(way.address(place, there) == Some(self.task.registers()?.rip))
+        let place = way.address(&leg.places[n], there);
+        Ok(place == Some(self.task.registers()?.rip))
     }
 }
 

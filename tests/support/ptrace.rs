@@ -36,9 +36,14 @@ impl Task {
     pub(crate) fn seize(thread: Pid) -> io::Result<Task> {
         let task = Task(thread);
         task.request(libc::PTRACE_SEIZE as _, 0, OPTIONS as *mut _)?;
-        task.request(libc::PTRACE_INTERRUPT as _, 0, null_mut())?;
-        task.wait()?;
+        task.interrupt()?;
         Ok(task)
+    }
+
+    /// Stops a seized thread wherever it is.
+    pub(crate) fn interrupt(self) -> io::Result<Stop> {
+        self.request(libc::PTRACE_INTERRUPT as _, 0, null_mut())?;
+        self.wait()
     }
 
     /// Lets a stopped task go on, with a signal or 0.
@@ -114,6 +119,8 @@ impl Task {
 pub(crate) struct Traced {
     pub(crate) child: Child,
     pub(crate) task: Task,
+    /// A seized thread of it, if that is still traced.
+    pub(crate) other: Option<Task>,
 }
 
 impl Traced {
@@ -124,7 +131,11 @@ impl Traced {
         let command = unsafe { command.pre_exec(trace_me) };
         let child = command.stdin(Stdio::null()).spawn()?;
         let task = Task(Pid::from_child(&child));
-        let traced = Traced { child, task };
+        let traced = Traced {
+            child,
+            task,
+            other: None,
+        };
         match task.wait()? {
             Stop::Signal(libc::SIGTRAP) => {}
             other => return Err(io::Error::other(format!("no stop at its start: {other:?}"))),
@@ -138,6 +149,10 @@ impl Drop for Traced {
     fn drop(&mut self) {
         // It has ended already, or something went wrong with it.
         let _ = self.child.kill();
+        // It is not over before the tracer has seen the ends of all that it traces.
+        if let Some(other) = self.other {
+            while !matches!(other.wait(), Ok(Stop::Ended(_)) | Err(_)) {}
+        }
         let _ = self.child.wait();
     }
 }
