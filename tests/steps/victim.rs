@@ -131,10 +131,11 @@ fn prepare(operation: Operation, endpoint: &mut Endpoint<Spoken>, ledger: &Ledge
         say(endpoint, &payload(number, SHORT));
     }
     let (told, _) = operation.told_before();
-    patiently(|| {
+    while endpoint.state().heard < told {
+        // What comes after these is for the operation.
         endpoint.poll(1);
-        (endpoint.state().heard == told).then_some(())
-    });
+        std::thread::yield_now();
+    }
     ledger.wait_for(PREPARED, 1);
 }
 
