@@ -74,6 +74,10 @@ pub(crate) struct End {
 pub(crate) struct Survivor {
     endpoint: Endpoint<Seen>,
     third: ChannelId,
+    /// The victim's process, if it is the one that connects.
+    client: i32,
+    /// Channels with earlier victims that were killed when the opening was as good as over.
+    late: Vec<ChannelId>,
     /// The channel with the victim, once it is open, and how it ended.
     victim: Option<ChannelId>,
     end: Option<End>,
@@ -109,6 +113,8 @@ impl Survivor {
         let mut survivor = Survivor {
             endpoint,
             third,
+            client: 0,
+            late: Vec::new(),
             victim: None,
             end: None,
             told: 0,
@@ -132,12 +138,25 @@ impl Survivor {
         (self.victim, self.end, self.told) = (None, None, 0);
     }
 
+    /// The next victim is this process, and connects.
+    pub(crate) fn expect(&mut self, process: i32) {
+        self.client = process;
+    }
+
     pub(crate) fn poll(&mut self) -> Checked {
         self.endpoint.poll(64);
         while let Some(event) = self.endpoint.next_event() {
             let (channel, closed, counters) = match event {
+                Event::Opened { channel, peer } if peer.pid != self.client => {
+                    self.late.push(channel);
+                    continue;
+                }
                 Event::Opened { channel, .. } if self.victim.is_none() => {
                     self.victim = Some(channel);
+                    continue;
+                }
+                Event::Dead { channel, .. } if self.late.contains(&channel) => {
+                    self.late.retain(|late| *late != channel);
                     continue;
                 }
                 Event::Closed { channel, counters } => (channel, true, counters),
@@ -268,7 +287,7 @@ impl Survivor {
     pub(crate) fn bury(&mut self) -> Checked {
         let before = self.before;
         self.until("everything back", |survivor| {
-            !survivor.is_open() && Belongings::now() == before
+            !survivor.is_open() && survivor.late.is_empty() && Belongings::now() == before
         })
         .map_err(|wrong| format!("{wrong}: {:?}, before {before:?}", Belongings::now()))?;
         let ledger = &self.ledger;

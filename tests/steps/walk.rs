@@ -137,14 +137,16 @@ impl Walker<'_> {
         let stop = match self.company.acts() {
             false => self.task.wait()?,
             true => loop {
-                if let Some(stop) = self.task.try_wait()? {
+                if let Some(stop) = self.stops_soon()? {
                     break stop;
                 }
                 if self.company.meanwhile() {
                     self.task.interrupt()?;
+                    // The trap of the step that ended so is taken here: nobody else would, and it kills.
+                    self.task.resume(Resume::Step, 0)?;
+                    self.task.wait()?;
                     return Ok(false);
                 }
-                std::thread::yield_now();
             },
         };
         match stop {
@@ -153,6 +155,19 @@ impl Walker<'_> {
                 "it stops where it should not: {other:?}"
             ))),
         }
+    }
+
+    /// Most do: only of those that do not it pays to ask whether they sleep.
+    fn stops_soon(&self) -> io::Result<Option<Stop>> {
+        const LOOKS: usize = 16;
+        for _ in 0..LOOKS {
+            let stop = self.task.try_wait()?;
+            if stop.is_some() {
+                return Ok(stop);
+            }
+            std::thread::yield_now();
+        }
+        Ok(None)
     }
 
     /// To the end of the operation; notes the way.
