@@ -4,7 +4,8 @@
 //! stopped, and later continued. Its peer, the *survivor*, is an endpoint in this process with another channel, to a
 //! *third party*. It must hear of the victim's end once, have got a prefix of what the victim says (in a ledger of its own)
 //! that it has sent, each message whole and in its place, be able to talk to the third party at any time, and be left with
-//! the descriptors and mappings that it had before. A victim that was stopped finishes what it was at, then fills the
+//! the descriptors and mappings that it had before. While the victim stands still an audit of the survivor's side finds
+//! each slot and credit in one place. A victim that was stopped finishes what it was at, then fills the
 //! rings both ways; nothing may be missing.
 //!
 //! ```text

@@ -281,6 +281,8 @@ impl<'a> Round<'a> {
         };
         let way = walk(traced.task, &files, to, &mut company)?;
         company.wrong?;
+        // Nothing moves: what it was at is in its segment.
+        self.survivor.audit()?;
         if self.operation == Operation::SendJump && to.is_none() {
             let jumps = has_jump(&traced).map_err(no)?;
             check(jumps, || "it has not jumped".into())?;
@@ -345,6 +347,7 @@ impl<'a> Round<'a> {
             Operation::Reply => survivor.ask_the_dead()?,
             _ => while survivor.tell(SHORT)? {},
         }
+        survivor.audit()?;
         drop(traced);
         self.after_death()
     }
@@ -371,6 +374,7 @@ impl<'a> Round<'a> {
         })?;
         // Into every slot that it may have given back too early.
         while survivor.tell(SHORT)? {}
+        survivor.audit()?;
         survivor.ask_third_party()?;
         kill_process(process, Signal::CONT).map_err(no)?;
         self.see_off()?;

@@ -273,6 +273,15 @@ impl Survivor {
         answer
     }
 
+    /// While nobody else moves: each slot and credit of the victim's channel is in one place, if there is still that channel.
+    pub(crate) fn audit(&self) -> Checked {
+        let victim = self.victim.filter(|_| self.end.is_none());
+        match victim.and_then(|victim| self.endpoint.audit(victim)) {
+            Some(audit) => check(audit.findings.is_empty(), || audit.to_string()),
+            None => Ok(()),
+        }
+    }
+
     /// How much of the victim's doing has been seen: the same victim killed later has got at least as far.
     pub(crate) fn progress(&self) -> u64 {
         let of_end = |end: &End| u64::from(end.closed) + end.counters.get(Counter::DropLateReply);
