@@ -5,19 +5,20 @@
 //! *third party*. It must hear of the victim's end once, have got a prefix of what the victim says (in a ledger of its own)
 //! that it has sent, each message whole and in its place, be able to talk to the third party at any time, and be left with
 //! the descriptors and mappings that it had before. While the victim stands still an audit of the survivor's side finds
-//! each slot and credit in one place. A victim that was stopped finishes what it was at, then fills the
-//! rings both ways; nothing may be missing.
+//! each slot and credit in one place. A victim that was stopped finishes what it was at, then fills the rings both ways;
+//! nothing may be missing.
 //!
 //! ```text
-//!   cargo test --test steps                                  every 16th instruction, from one that the seed gives
+//!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives
 //!   TIGHTBEAM_LONG=1 cargo test --release --test steps       every instruction
+//!   cargo test --test steps                                  fewer points of the long operations
 //!   cargo test --test steps -- send                          the operations whose name contains this
 //!   TIGHTBEAM_SEED=7 cargo test --test steps                 the same points again
 //! ```
 //!
 //! Covered is the thread that does the operation: of opening, closing, and everything on the data path the caller's; of
 //! accepting also the control thread of the one that listens. A kernel call is one instruction. The survivor polls after
-//! each instruction of the victim at every other point, and not before its end at the others. The victim is a child with
+//! each step of the victim at every other point, and not before its end at the others. The victim is a child with
 //! rings of 16 slots; messages, bounds and counts are in `operation.rs`.
 
 #[path = "../support/ptrace.rs"]
@@ -26,13 +27,14 @@ mod ptrace;
 mod support;
 
 mod operation;
+mod plan;
 mod rounds;
 mod survivor;
 mod victim;
 mod walk;
 
 use operation::Operation;
-use rounds::{Plan, Row};
+use plan::{Plan, Row};
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -79,7 +81,7 @@ fn main() -> ExitCode {
         wanted.as_ref().is_none_or(|wanted| name.contains(wanted))
     };
     let chosen = Operation::ALL.into_iter().filter(wanted);
-    println!("{}", rounds::COLUMNS);
+    println!("{}", plan::COLUMNS);
     let carry_out = |operation| {
         let row = plan.carry_out(operation);
         println!("{row}");

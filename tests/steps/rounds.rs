@@ -1,4 +1,4 @@
-//! One operation at all its points: which, what happens to the victim there, and what came of it.
+//! One victim: how it comes to a point of its operation, what happens to it there, and what the survivor must see then.
 
 use crate::operation::{
     ATTEMPTED, DONE, HANDLED, Operation, PREPARED, PUBLISHED, SHORT, STAGE, TOLD, VERIFIED,
@@ -7,165 +7,22 @@ use crate::ptrace::{Resume, Stop, Task, Traced};
 use crate::support::patiently;
 use crate::survivor::{Checked, Survivor, check};
 use crate::walk::{self, Company, Seen, Walker, Way};
-use crate::{FINISHED, start, victim};
+use crate::{start, victim};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
-use std::fmt::{self, Display};
+use std::fmt::Display;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tightbeam::OpenError;
 
 /// What happens to the victim at a point.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fate {
+pub(crate) enum Fate {
     Killed,
     /// Stopped, looked at, continued.
     Stopped,
-}
-
-/// Which points there are.
-pub(crate) struct Plan {
-    kills: u64,
-    stops: u64,
-    seed: u64,
-}
-
-impl Display for Plan {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let build = if cfg!(debug_assertions) {
-            "debug"
-        } else {
-            "release"
-        };
-        let Plan { kills, stops, seed } = self;
-        write!(
-            f,
-            "{build} build, killed at every {kills}. instruction, stopped at every {stops}., TIGHTBEAM_SEED={seed}"
-        )
-    }
-}
-
-/// What came of an operation.
-pub(crate) struct Row {
-    name: &'static str,
-    instructions: u64,
-    kills: u64,
-    stops: u64,
-    /// Points of these at which nobody came by: each victim went another way, and met its fate there.
-    elsewhere: u64,
-    pub(crate) violations: u64,
-    took: Duration,
-}
-
-/// After so many violations an operation is given up.
-const ENOUGH: u64 = 5;
-
-impl Plan {
-    pub(crate) fn new(long: bool, seed: u64) -> Plan {
-        let (kills, stops) = if long { (1, 1) } else { (16, 64) };
-        Plan { kills, stops, seed }
-    }
-
-    /// Goes to all points of an operation.
-    pub(crate) fn carry_out(&self, operation: Operation) -> Row {
-        let began = Instant::now();
-        let mut row = Row {
-            name: operation.name(),
-            instructions: 0,
-            kills: 0,
-            stops: 0,
-            elsewhere: 0,
-            violations: 0,
-            took: Duration::ZERO,
-        };
-        let mut survivor = Survivor::new();
-        // Only stopped at its end.
-        let way = Round::new(operation, &mut survivor).go_through(None, Fate::Stopped);
-        let way = match way {
-            Ok(Walked::Through(way)) => way,
-            Ok(Walked::To(_)) => unreachable!("no point was given"),
-            Err(wrong) => {
-                eprintln!("steps: {}, all of it: {wrong}", operation.name());
-                row.violations += 1;
-                return row;
-            }
-        };
-        row.instructions = way.instructions();
-        for (fate, stride) in [(Fate::Killed, self.kills), (Fate::Stopped, self.stops)] {
-            let mut progress = 0;
-            for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
-                let walked = self.go_to(n, operation, &way, fate, &mut survivor);
-                let done = match walked {
-                    // How far a listener is that closes depends on its control thread too.
-                    Ok(Walked::To(true)) if fate == Fate::Killed && !operation.listens() => {
-                        let before = std::mem::replace(&mut progress, survivor.progress());
-                        check(before <= progress, || {
-                            format!("saw {progress}, but {before} of one killed earlier")
-                        })
-                    }
-                    Ok(Walked::To(false)) => {
-                        row.elsewhere += 1;
-                        Ok(())
-                    }
-                    other => other.map(drop),
-                };
-                if let Err(wrong) = done {
-                    let name = operation.name();
-                    eprintln!("steps: {name}, {fate:?} after {n} instructions: {wrong}");
-                    row.violations += 1;
-                    // What is left of this one is not counted against the next.
-                    drop(survivor);
-                    survivor = Survivor::new();
-                }
-                match fate {
-                    Fate::Killed => row.kills += 1,
-                    Fate::Stopped => row.stops += 1,
-                }
-                FINISHED.fetch_add(1, Ordering::Relaxed);
-                if row.violations >= ENOUGH {
-                    return row;
-                }
-            }
-        }
-        // Nothing more is told, for longer than the control thread may still have something to say.
-        let late = Instant::now() + Duration::from_millis(400);
-        if let Err(wrong) = survivor.until("quiet", |_| Instant::now() >= late) {
-            eprintln!("steps: {}, afterwards: {wrong}", operation.name());
-            row.violations += 1;
-        }
-        row.took = began.elapsed();
-        row
-    }
-
-    /// One point, with another victim if the first goes another way.
-    fn go_to(
-        &self,
-        n: u64,
-        operation: Operation,
-        way: &Way,
-        fate: Fate,
-        survivor: &mut Survivor,
-    ) -> Checked<Walked> {
-        const TRIES: usize = 4;
-        let stride = if fate == Fate::Killed {
-            self.kills
-        } else {
-            self.stops
-        };
-        for _ in 0..TRIES {
-            let mut round = Round::new(operation, survivor);
-            if operation != Operation::CallAsleep {
-                round.polls |= (n / stride + self.seed).is_multiple_of(2);
-            }
-            let walked = round.go_through(Some((way, n)), fate)?;
-            if !matches!(walked, Walked::To(false)) {
-                return Ok(walked);
-            }
-        }
-        Ok(Walked::To(false))
-    }
 }
 
 /// The survivor while the victim is walked.
@@ -236,7 +93,7 @@ impl Company for Opening<'_> {
 }
 
 /// How far a victim has come.
-enum Walked {
+pub(crate) enum Walked {
     /// Through the whole operation.
     Through(Way),
     /// To a point, or on another way to somewhere else.
@@ -249,15 +106,15 @@ fn no(error: impl Display) -> String {
 }
 
 /// One victim.
-struct Round<'a> {
+pub(crate) struct Round<'a> {
     operation: Operation,
     survivor: &'a mut Survivor,
     /// The survivor polls after each instruction.
-    polls: bool,
+    pub(crate) polls: bool,
 }
 
 impl<'a> Round<'a> {
-    fn new(operation: Operation, survivor: &'a mut Survivor) -> Self {
+    pub(crate) fn new(operation: Operation, survivor: &'a mut Survivor) -> Self {
         survivor.begin();
         Round {
             operation,
@@ -267,7 +124,7 @@ impl<'a> Round<'a> {
     }
 
     /// Walks the victim to a point, or through the whole operation, and there it meets its fate.
-    fn go_through(&mut self, to: Option<(&Way, u64)>, fate: Fate) -> Checked<Walked> {
+    pub(crate) fn go_through(&mut self, to: Option<(&Way, u64)>, fate: Fate) -> Checked<Walked> {
         if self.operation == Operation::Accept {
             return self.beside_opening(to, fate);
         }
@@ -562,40 +419,4 @@ fn has_jump(traced: &Traced) -> std::io::Result<bool> {
         }
     }
     Ok(false)
-}
-
-/// Heads what a [`Row`] is printed as.
-pub(crate) const COLUMNS: &str = "\
-operation                   instructions  killed at  stopped at  elsewhere  violations  seconds";
-
-impl Row {
-    /// All of them together.
-    pub(crate) fn sum(rows: &[Row]) -> Row {
-        let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum();
-        Row {
-            name: "all",
-            instructions: sum(|row| row.instructions),
-            kills: sum(|row| row.kills),
-            stops: sum(|row| row.stops),
-            elsewhere: sum(|row| row.elsewhere),
-            violations: sum(|row| row.violations),
-            took: rows.iter().map(|row| row.took).sum(),
-        }
-    }
-}
-
-impl Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "{:26}  {:12}  {:9}  {:10}  {:9}  {:10}  {:7.1}",
-            self.name,
-            self.instructions,
-            self.kills,
-            self.stops,
-            self.elsewhere,
-            self.violations,
-            self.took.as_secs_f64()
-        )
-    }
 }

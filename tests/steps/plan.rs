@@ -1,0 +1,196 @@
+//! Which points of an operation there are, and what came of them.
+
+use crate::FINISHED;
+use crate::operation::Operation;
+use crate::rounds::{Fate, Round, Walked};
+use crate::survivor::{Checked, Survivor, check};
+use crate::walk::Way;
+use std::fmt::{self, Display};
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+/// Which points there are.
+pub(crate) struct Plan {
+    /// A victim is killed after each so many instructions, and stopped.
+    kills: u64,
+    stops: u64,
+    /// The most victims of an operation that are killed: more instructions than are theirs are further apart.
+    most: u64,
+    seed: u64,
+}
+
+impl Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Plan { kills, stops, .. } = self;
+        write!(
+            f,
+            "killed at every {kills}. instruction, stopped at every {stops}."
+        )?;
+        match self.most {
+            u64::MAX => {}
+            most => write!(f, ", further apart where that is more than {most} points")?,
+        }
+        write!(f, "; TIGHTBEAM_SEED={}", self.seed)
+    }
+}
+
+/// What came of an operation.
+pub(crate) struct Row {
+    name: &'static str,
+    instructions: u64,
+    kills: u64,
+    stops: u64,
+    /// Points of these at which nobody came by: each victim went another way, and met its fate there.
+    elsewhere: u64,
+    pub(crate) violations: u64,
+    took: Duration,
+}
+
+/// After so many violations an operation is given up.
+const ENOUGH: u64 = 5;
+
+impl Plan {
+    pub(crate) fn new(long: bool, seed: u64) -> Plan {
+        let (kills, stops) = if long { (1, 1) } else { (16, 64) };
+        // Five times as many instructions: what they do is the same.
+        let all = long || cfg!(not(debug_assertions));
+        let most = if all { u64::MAX } else { 90 };
+        Plan {
+            kills,
+            stops,
+            most,
+            seed,
+        }
+    }
+
+    /// Goes to all points of an operation.
+    pub(crate) fn carry_out(&self, operation: Operation) -> Row {
+        let began = Instant::now();
+        let mut row = Row {
+            name: operation.name(),
+            instructions: 0,
+            kills: 0,
+            stops: 0,
+            elsewhere: 0,
+            violations: 0,
+            took: Duration::ZERO,
+        };
+        let mut survivor = Survivor::new();
+        // Only stopped at its end.
+        let way = Round::new(operation, &mut survivor).go_through(None, Fate::Stopped);
+        let way = match way {
+            Ok(Walked::Through(way)) => way,
+            Ok(Walked::To(_)) => unreachable!("no point was given"),
+            Err(wrong) => {
+                eprintln!("steps: {}, all of it: {wrong}", operation.name());
+                row.violations += 1;
+                return row;
+            }
+        };
+        row.instructions = way.instructions();
+        let apart = (row.instructions / self.kills).div_ceil(self.most).max(1);
+        for (fate, stride) in [(Fate::Killed, self.kills), (Fate::Stopped, self.stops)] {
+            let stride = stride * apart;
+            let mut progress = 0;
+            for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
+                let odd = (n / stride + self.seed) % 2 == 1;
+                let polls = operation != Operation::CallAsleep && odd == (fate == Fate::Killed);
+                let walked = go_to(operation, (&way, n), fate, polls, &mut survivor);
+                let done = match walked {
+                    // How far a listener is that closes depends on its control thread too.
+                    Ok(Walked::To(true)) if fate == Fate::Killed && !operation.listens() => {
+                        let before = std::mem::replace(&mut progress, survivor.progress());
+                        check(before <= progress, || {
+                            format!("saw {progress}, but {before} of one killed earlier")
+                        })
+                    }
+                    Ok(Walked::To(false)) => {
+                        row.elsewhere += 1;
+                        Ok(())
+                    }
+                    other => other.map(drop),
+                };
+                if let Err(wrong) = done {
+                    let name = operation.name();
+                    eprintln!("steps: {name}, {fate:?} after {n} instructions: {wrong}");
+                    row.violations += 1;
+                    // What is left of this one is not counted against the next.
+                    drop(survivor);
+                    survivor = Survivor::new();
+                }
+                match fate {
+                    Fate::Killed => row.kills += 1,
+                    Fate::Stopped => row.stops += 1,
+                }
+                FINISHED.fetch_add(1, Ordering::Relaxed);
+                if row.violations >= ENOUGH {
+                    return row;
+                }
+            }
+        }
+        // Nothing more is told, for longer than the control thread may still have something to say.
+        let late = Instant::now() + Duration::from_millis(400);
+        if let Err(wrong) = survivor.until("quiet", |_| Instant::now() >= late) {
+            eprintln!("steps: {}, afterwards: {wrong}", operation.name());
+            row.violations += 1;
+        }
+        row.took = began.elapsed();
+        row
+    }
+}
+
+/// Has a victim meet its fate at one point; another one if the first goes another way.
+fn go_to(
+    operation: Operation,
+    point: (&Way, u64),
+    fate: Fate,
+    polls: bool,
+    survivor: &mut Survivor,
+) -> Checked<Walked> {
+    const TRIES: usize = 4;
+    for _ in 0..TRIES {
+        let mut round = Round::new(operation, survivor);
+        round.polls |= polls;
+        let walked = round.go_through(Some(point), fate)?;
+        if !matches!(walked, Walked::To(false)) {
+            return Ok(walked);
+        }
+    }
+    Ok(Walked::To(false))
+}
+
+/// Heads what a [`Row`] is printed as.
+pub(crate) const COLUMNS: &str = "\
+operation                   instructions  killed at  stopped at  elsewhere  violations  seconds";
+
+impl Row {
+    /// All of them together.
+    pub(crate) fn sum(rows: &[Row]) -> Row {
+        let sum = |of: fn(&Row) -> u64| rows.iter().map(of).sum();
+        Row {
+            name: "all",
+            instructions: sum(|row| row.instructions),
+            kills: sum(|row| row.kills),
+            stops: sum(|row| row.stops),
+            elsewhere: sum(|row| row.elsewhere),
+            violations: sum(|row| row.violations),
+            took: rows.iter().map(|row| row.took).sum(),
+        }
+    }
+}
+
+impl Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:26}  {:12}  {:9}  {:10}  {:9}  {:10}  {:7.1}",
+            self.name,
+            self.instructions,
+            self.kills,
+            self.stops,
+            self.elsewhere,
+            self.violations,
+            self.took.as_secs_f64()
+        )
+    }
+}
