@@ -144,7 +144,8 @@ impl Survivor {
     }
 
     pub(crate) fn poll(&mut self) -> Checked {
-        self.endpoint.poll(64);
+        // So that it knows of an end while there is something left to handle.
+        self.endpoint.poll(1);
         while let Some(event) = self.endpoint.next_event() {
             let (channel, closed, counters) = match event {
                 Event::Opened { channel, peer } if peer.pid != self.client => {
