@@ -76,11 +76,8 @@ impl Plan {
             took: Duration::ZERO,
         };
         let mut survivor = Survivor::new();
-        // Only stopped at its end.
-        let way = Round::new(operation, &mut survivor).go_through(None, Fate::Stopped);
-        let way = match way {
-            Ok(Walked::Through(way)) => way,
-            Ok(Walked::To(_)) => unreachable!("no point was given"),
+        let way = match measure(operation, &mut survivor) {
+            Ok(way) => way,
             Err(wrong) => {
                 eprintln!("steps: {}, all of it: {wrong}", operation.name());
                 row.violations += 1;
@@ -137,6 +134,28 @@ impl Plan {
         row.took = began.elapsed();
         row
     }
+}
+
+/// The way that victims go, of which one is only stopped at its end.
+fn measure(operation: Operation, survivor: &mut Survivor) -> Checked<Way> {
+    // Who sleeps may be late for its answer, and sleep again: most are not.
+    let times = if operation == Operation::CallAsleep {
+        3
+    } else {
+        1
+    };
+    let mut shortest: Option<Way> = None;
+    for _ in 0..times {
+        let walked = Round::new(operation, survivor).go_through(None, Fate::Stopped)?;
+        let Walked::Through(way) = walked else {
+            unreachable!("no point was given");
+        };
+        let shorter = |other: &Way| way.instructions() < other.instructions();
+        if shortest.as_ref().is_none_or(shorter) {
+            shortest = Some(way);
+        }
+    }
+    Ok(shortest.expect("measured at least once"))
 }
 
 /// Has a victim meet its fate at one point; another one if the first goes another way.
