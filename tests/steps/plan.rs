@@ -166,7 +166,7 @@ fn go_to(
     polls: bool,
     survivor: &mut Survivor,
 ) -> Checked<Walked> {
-    const TRIES: usize = 4;
+    const TRIES: usize = 20;
     for _ in 0..TRIES {
         let mut round = Round::new(operation, survivor);
         round.polls |= polls;
