@@ -65,8 +65,9 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     // Nobody is left to be traced: it would start all over.
-    if let Err(error) = ptrace::Traced::start(&mut start(THIRD_PARTY, "")) {
-        println!("skipped: this process may not trace another: {error}");
+    let traced = ptrace::Traced::start(&mut start(THIRD_PARTY, ""));
+    if let Err(error) = traced.and_then(|traced| traced.task.at()) {
+        println!("skipped: this process cannot step another: {error}");
         return ExitCode::SUCCESS;
     }
     std::thread::spawn(watch_for_hangs);

@@ -175,14 +175,14 @@ impl Walker<'_> {
         let images = Images::of(self.files)?;
         let (mut legs, mut places) = (Vec::new(), Vec::new());
         loop {
-            places.push(images.place(self.task.registers()?.rip)?);
+            places.push(images.place(self.task.at()?)?);
             let seen = match self.go(Resume::Step)? {
                 true => self.company.look(),
                 false => Seen::Over,
             };
             if seen != Seen::Nothing {
                 let instructions = places.len();
-                places.push(images.place(self.task.registers()?.rip)?);
+                places.push(images.place(self.task.at()?)?);
                 legs.push(Leg::new(std::mem::take(&mut places), instructions));
             }
             if seen == Seen::Over {
@@ -223,7 +223,7 @@ impl Walker<'_> {
             self.task.break_at([address(place)?, end])?;
             for _ in 0..hits {
                 let stopped = self.go(Resume::Run)?;
-                if !stopped || self.task.registers()?.rip != address(place)? {
+                if !stopped || self.task.at()? != address(place)? {
                     // It went another way, and has come to its end.
                     self.task.break_at([0; 2])?;
                     return Ok(false);
@@ -241,7 +241,7 @@ impl Walker<'_> {
             }
         }
         let place = way.address(&leg.places[n], there);
-        Ok(place == Some(self.task.registers()?.rip))
+        Ok(place == Some(self.task.at()?))
     }
 }
 

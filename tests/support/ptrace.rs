@@ -101,6 +101,22 @@ impl Task {
         )
     }
 
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn break_at(self, _: [u64; 2]) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
+    /// The address of its next instruction.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn at(self) -> io::Result<u64> {
+        Ok(self.registers()?.rip)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn at(self) -> io::Result<u64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn registers(self) -> io::Result<libc::user_regs_struct> {
         let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::uninit();
