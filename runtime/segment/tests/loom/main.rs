@@ -37,3 +37,7 @@ fn send(port: &Port, out: Outgoing, bytes: &[u8]) {
         }
     }
 }
+
+fn bound() -> Option<usize> {
+    std::env::var("BOUND").ok().and_then(|b| b.parse().ok())
+}
