@@ -1,0 +1,216 @@
+//! Numbers that all processes of a test share beside the library, seeded random numbers, messages whose every byte is
+//! known, and what a process holds.
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use tightbeam::MAX_MESSAGE;
+use tightbeam_sys::memory::SharedWords;
+
+/// Words of each process on the board.
+#[derive(Debug, Clone, Copy)]
+#[repr(usize)]
+pub(crate) enum Word {
+    /// The message that it is about to send, and the last that it has sent.
+    Attempted,
+    Published,
+    /// What came from the other side in order and with the right bytes, and what did not.
+    Received,
+    Wrong,
+    /// Calls that were answered, and errors that nobody may see.
+    Answered,
+    Failed,
+    /// Ends of channels that it was told of.
+    Ends,
+    /// What the test wants of it.
+    Wish,
+}
+
+const WORDS_EACH: usize = 8;
+/// Those who are there all the time have the first places; the others share the rest, one after the other.
+pub(crate) const FIXED: u64 = 8;
+pub(crate) const PLACES: u64 = FIXED + 128;
+
+/// Where somebody's words are.
+pub(crate) fn place(of: u64) -> usize {
+    match of {
+        0..FIXED => of as usize,
+        _ => (FIXED + of % (PLACES - FIXED)) as usize,
+    }
+}
+
+pub(crate) struct Board(SharedWords);
+
+impl Board {
+    /// The board that belongs to an address; whoever asks first makes it.
+    pub(crate) fn of(address: &str) -> Board {
+        let socket = address.strip_prefix("shm:").expect("a shm address");
+        let file = std::fs::File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(format!("{socket}.board"))
+            .expect("a file in a private directory");
+        let words = WORDS_EACH * PLACES as usize;
+        // Each word has its own cache lines.
+        file.set_len(128 * words as u64)
+            .expect("room for the board");
+        Board(SharedWords::open(OwnedFd::from(file), words).expect("a mapping"))
+    }
+
+    fn word(&self, of: u64, word: Word) -> &std::sync::atomic::AtomicU64 {
+        self.0.word(place(of) * WORDS_EACH + word as usize)
+    }
+
+    pub(crate) fn get(&self, of: u64, word: Word) -> u64 {
+        self.word(of, word).load(Ordering::Acquire)
+    }
+
+    pub(crate) fn set(&self, of: u64, word: Word, value: u64) {
+        self.word(of, word).store(value, Ordering::Release);
+    }
+
+    pub(crate) fn add(&self, of: u64, word: Word, value: u64) {
+        self.word(of, word).fetch_add(value, Ordering::AcqRel);
+    }
+
+    /// A place for somebody new.
+    pub(crate) fn clear(&self, of: u64) {
+        for word in [
+            Word::Attempted,
+            Word::Published,
+            Word::Received,
+            Word::Wrong,
+            Word::Answered,
+            Word::Failed,
+            Word::Ends,
+            Word::Wish,
+        ] {
+            self.set(of, word, 0);
+        }
+    }
+}
+
+/// The random numbers of Marsaglia's xorshift.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Random {
+        // Spread, so that neighbouring seeds have nothing in common; and never 0.
+        Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    pub(crate) fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        ((self.next() >> 32) * end) >> 32
+    }
+
+    pub(crate) fn micros(&mut self, most: u64) -> Duration {
+        Duration::from_micros(self.below(most))
+    }
+
+    pub(crate) fn once_in(&mut self, times: u64) -> bool {
+        self.below(times) == 0
+    }
+}
+
+/// The seed of this run, which `TIGHTBEAM_SEED` may give; printed.
+pub(crate) fn seed() -> u64 {
+    let given = std::env::var("TIGHTBEAM_SEED").ok();
+    let given = given.and_then(|seed| seed.parse().ok());
+    let seed = given.unwrap_or_else(|| {
+        let words = tightbeam_sys::memory::random_words().expect("random words");
+        words[0] >> 32
+    });
+    println!("TIGHTBEAM_SEED={seed}");
+    seed
+}
+
+pub(crate) fn long() -> bool {
+    std::env::var_os("TIGHTBEAM_LONG").is_some()
+}
+
+/// Bytes in front of what fills a message: who sent it, and its number.
+const HEAD: usize = 16;
+
+fn mixed(sender: u64, number: u64) -> u64 {
+    let mixed = (sender << 40 ^ number).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    mixed ^ mixed >> 29
+}
+
+/// Writes the message with this number into `bytes` and returns it. Of all that is in it the receiver knows each bit.
+pub(crate) fn fill(bytes: &mut [u8; MAX_MESSAGE], sender: u64, number: u64) -> &[u8] {
+    let mixed = mixed(sender, number);
+    // Most are small, as most are; one in 16 may be of any length.
+    let room = match mixed >> 60 {
+        0 => MAX_MESSAGE - HEAD + 1,
+        _ => 57,
+    };
+    let len = HEAD + (mixed as u32 as usize % room);
+    bytes[..8].copy_from_slice(&sender.to_ne_bytes());
+    bytes[8..16].copy_from_slice(&number.to_ne_bytes());
+    for (n, chunk) in bytes[HEAD..len].chunks_mut(8).enumerate() {
+        let word = mixed.rotate_left(n as u32).to_ne_bytes();
+        chunk.copy_from_slice(&word[..chunk.len()]);
+    }
+    &bytes[..len]
+}
+
+/// Whose message this is and which one, if each of its bytes is right.
+pub(crate) fn read(bytes: &[u8]) -> Option<(u64, u64)> {
+    let word = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
+    let (sender, number) = (word(0)?, word(8)?);
+    let right = fill(&mut [0; MAX_MESSAGE], sender, number) == bytes;
+    right.then_some((sender, number))
+}
+
+/// What this process holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Holding {
+    pub(crate) descriptors: usize,
+    pub(crate) mappings: usize,
+    pub(crate) kibibytes: u64,
+}
+
+pub(crate) fn descriptors() -> usize {
+    std::fs::read_dir("/proc/self/fd").expect("proc").count()
+}
+
+impl Holding {
+    pub(crate) fn now() -> Holding {
+        let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
+        let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").expect("proc");
+        let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
+        let rss = rss.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        Holding {
+            descriptors: descriptors(),
+            // The heap and the stacks come and go by themselves.
+            mappings: maps.lines().filter(|line| line.contains("memfd:")).count(),
+            kibibytes: rss.and_then(|n| n.parse().ok()).expect("a number"),
+        }
+    }
+
+    /// Nothing more than before, and at most a hundredth of memory more.
+    pub(crate) fn assert_no_more_than(self, before: Holding) {
+        let told = format!("{before:?}, then {self:?}");
+        assert!(self.descriptors <= before.descriptors, "{told}");
+        assert!(self.mappings <= before.mappings, "{told}");
+        let most = before.kibibytes + (before.kibibytes / 100).max(SLACK);
+        assert!(self.kibibytes <= most, "{told}");
+    }
+}
+
+/// Kibibytes that a small process may need more because an allocator rounds up.
+const SLACK: u64 = 128;
+
+/// Percentiles of what was measured.
+pub(crate) fn percentile(sorted: &[u64], share: f64) -> u64 {
+    sorted[((sorted.len() - 1) as f64 * share) as usize]
+}

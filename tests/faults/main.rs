@@ -1,0 +1,60 @@
+//! Faults that nobody intends: processes killed at random under load, stopped, continued after they were given up, started
+//! again at the same place, with another clock, forked, and out of descriptors or memory.
+//!
+//! The other side is always a real process: this test binary again, or a fork of one that does nothing else. What they say to
+//! each other is numbered and known in every byte, see `traffic.rs`.
+//!
+//! `cargo test --test faults` runs each with some rounds; `TIGHTBEAM_LONG=1 cargo test --release --test faults` with as many as the
+//! figures in `SECURITY.md` ask for. `TIGHTBEAM_SEED` repeats the random choices of a run.
+
+mod board;
+mod kills;
+mod nursery;
+#[path = "../support/mod.rs"]
+mod support;
+mod traffic;
+
+use board::{Board, long};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use support::role;
+
+/// Descriptors and memory are those of the process, so one test runs at a time.
+fn alone() -> MutexGuard<'static, ()> {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Not a test: what the child processes run.
+#[test]
+fn child_role() {
+    let Some((role, address)) = role() else {
+        return;
+    };
+    match role.as_str() {
+        "nursery" => nursery::run(&address, child),
+        other => panic!("no such role: {other}"),
+    }
+}
+
+/// What a fork of the nursery does.
+fn child(role: u64, number: u64, address: &str) {
+    let board = Board::of(address);
+    match role {
+        kills::CONNECTING => traffic::connecting(&board, number, address),
+        kills::LISTENING => traffic::listening(&board, number, address),
+        kills::THIRD_PARTY => traffic::third_party(&board, number, address),
+        other => panic!("no such role: {other}"),
+    }
+}
+
+#[test]
+fn clients_are_killed_at_random_moments() {
+    let _alone = alone();
+    kills::campaign(true, if long() { 50_000 } else { 500 }, "clients");
+}
+
+#[test]
+fn listeners_are_killed_at_random_moments() {
+    let _alone = alone();
+    kills::campaign(false, if long() { 50_000 } else { 500 }, "listeners");
+}
