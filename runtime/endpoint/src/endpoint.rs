@@ -20,7 +20,8 @@ use tightbeam_sys::memory::MemoryReport;
 /// Messages are handled inside [`poll`](Self::poll), [`run`](Self::run), and whatever else waits: [`call`](Self::call) and
 /// [`send`](Self::send). Dropping the endpoint closes its channels; peers still receive what was sent before.
 ///
-/// It belongs to the thread that opened it. A service uses one endpoint a thread.
+/// It belongs to the thread that opened it. A service uses one endpoint a thread. It belongs to its process, too: a fork may
+/// make endpoints of its own, and drop those that it has inherited, but to use one of those ends it (SIGSEGV).
 ///
 /// ```compile_fail,E0277
 /// let handlers = tightbeam_endpoint::Handlers::new();
@@ -220,6 +221,11 @@ fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
 
 impl<S> Drop for Endpoint<S> {
     fn drop(&mut self) {
+        // A fork has a copy of an endpoint, but neither its segments nor its control thread, and the path is its parent's.
+        if self.controller.is_of_a_parent() {
+            self.listeners.drain(..).for_each(std::mem::forget);
+            return;
+        }
         for listener in self.listeners.drain(..) {
             let id = listener.id;
             // The path goes first: as long as the socket answers, nobody else takes the path.

@@ -16,7 +16,7 @@ use crate::OpenError;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tightbeam_segment::{Identity, Incarnation};
 use tightbeam_sys::Errno;
@@ -69,19 +69,31 @@ enum Command {
 pub(crate) struct Controller {
     commands: Sender<Command>,
     alarm: Arc<Alarm>,
+    /// A fork of this process has no such thread.
+    process: u32,
 }
 
 impl Controller {
     /// The process's control thread, started when it is first asked for.
     pub(crate) fn get() -> Result<&'static Controller, OpenError> {
-        static CONTROLLER: OnceLock<Result<Controller, Errno>> = OnceLock::new();
-        CONTROLLER
-            .get_or_init(Controller::start)
-            .as_ref()
-            .map_err(|&errno| OpenError::System {
-                call: "start the control thread",
-                errno,
-            })
+        static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
+        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
+        match *current {
+            Some(running) if !running.is_of_a_parent() => Ok(running),
+            // One that could not be started is tried again next time.
+            _ => {
+                let started = Controller::start().map_err(|errno| OpenError::System {
+                    call: "start the control thread",
+                    errno,
+                })?;
+                Ok(current.insert(Box::leak(Box::new(started))))
+            }
+        }
+    }
+
+    /// Whether this process is a fork of the one whose thread it is.
+    pub(crate) fn is_of_a_parent(&self) -> bool {
+        self.process != control::own_pid()
     }
 
     fn start() -> Result<Controller, Errno> {
@@ -102,7 +114,11 @@ impl Controller {
             .name("tightbeam-control".into())
             .spawn(move || thread.run())
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-        Ok(Controller { commands, alarm })
+        Ok(Controller {
+            commands,
+            alarm,
+            process: control::own_pid(),
+        })
     }
 
     fn tell(&self, command: Command) {
