@@ -8,8 +8,10 @@
 //! figures in `SECURITY.md` ask for. `TIGHTBEAM_SEED` repeats the random choices of a run.
 
 mod board;
+mod forks;
 mod kills;
 mod nursery;
+mod stale;
 #[path = "../support/mod.rs"]
 mod support;
 mod traffic;
@@ -43,6 +45,7 @@ fn child(role: u64, number: u64, address: &str) {
         kills::CONNECTING => traffic::connecting(&board, number, address),
         kills::LISTENING => traffic::listening(&board, number, address),
         kills::THIRD_PARTY => traffic::third_party(&board, number, address),
+        forks::FIRST.. => forks::parent(&board, role, number, address),
         other => panic!("no such role: {other}"),
     }
 }
@@ -57,4 +60,34 @@ fn clients_are_killed_at_random_moments() {
 fn listeners_are_killed_at_random_moments() {
     let _alone = alone();
     kills::campaign(false, if long() { 50_000 } else { 500 }, "listeners");
+}
+
+#[test]
+fn an_old_id_reaches_no_new_channel() {
+    let _alone = alone();
+    stale::ids(if long() { 10_000 } else { 100 });
+}
+
+#[test]
+fn a_segment_of_another_incarnation_is_refused() {
+    let _alone = alone();
+    stale::segments(if long() { 10_000 } else { 100 });
+}
+
+#[test]
+fn a_process_that_forks_keeps_its_channels() {
+    let _alone = alone();
+    forks::the_parent_goes_on();
+}
+
+#[test]
+fn a_fork_that_outlives_its_parent_does_not_hide_its_end() {
+    let _alone = alone();
+    forks::the_fork_outlives_its_parent();
+}
+
+#[test]
+fn a_fork_that_drops_a_listener_takes_nothing_from_its_parent() {
+    let _alone = alone();
+    forks::a_fork_drops_a_listener();
 }
