@@ -77,6 +77,8 @@ pub struct Received {
     pub truncated: bool,
     /// More than [`MAX_DESCRIPTORS`] came; the kernel has closed the rest.
     pub too_many: bool,
+    /// This process may have no more descriptors: the kernel has closed what came.
+    pub no_room: bool,
 }
 
 /// Receives one message, never blocking.
@@ -89,7 +91,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
     let mut received = Received {
         bytes: message.bytes.min(buffer.len()),
         truncated: message.flags.contains(ReturnFlags::TRUNC),
-        too_many: message.flags.contains(ReturnFlags::CTRUNC),
+        too_many: false,
+        no_room: false,
         descriptors: Vec::new(),
     };
     for ancillary in control.drain() {
@@ -97,8 +100,11 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
             received.descriptors.extend(descriptors);
         }
     }
+    // The buffer had room for as many as are allowed, so if there are fewer it was the process that had none.
+    let cut = message.flags.contains(ReturnFlags::CTRUNC);
+    received.no_room = cut && received.descriptors.len() < MAX_DESCRIPTORS;
     // Alignment may have left room for one more than was asked for.
-    received.too_many |= received.descriptors.len() > MAX_DESCRIPTORS;
+    received.too_many = cut && !received.no_room || received.descriptors.len() > MAX_DESCRIPTORS;
     received.descriptors.truncate(MAX_DESCRIPTORS);
     Ok(received)
 }

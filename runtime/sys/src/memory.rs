@@ -257,13 +257,16 @@ unsafe impl Backing for OwnMemory {
 // SAFETY: bounds: all of the mapping is writable, for as long as it lives.
 unsafe impl WritableBacking for OwnMemory {}
 
-/// Whether the peer has put the last seals on a segment of mine, as it does once it has mapped it, and all pages are there.
+/// Whether the peer has put the last seals on a segment of mine, as it does once it has mapped it. If so all pages are there.
 ///
-/// Holes that it punched before are filled; where the kernel has no page left (strict overcommit, a full control group) the
-/// answer is no. To find that out at the first store would be fatal.
-pub fn is_settled(segment: BorrowedFd<'_>) -> bool {
+/// Holes that it punched before are filled; where the kernel has no page or address left (strict overcommit, a full control
+/// group, a limit) that is the error. To find it out at the first store would be fatal.
+pub fn is_settled(segment: BorrowedFd<'_>) -> Result<bool, Errno> {
     let sealed = rustix::fs::fcntl_get_seals(segment).is_ok_and(|seals| seals.contains(ALL_SEALS));
-    sealed && fill_holes(segment).is_ok()
+    if sealed {
+        fill_holes(segment)?;
+    }
+    Ok(sealed)
 }
 
 /// Has the kernel put a page wherever there is none, through a mapping of its own.
@@ -431,11 +434,12 @@ mod tests {
     #[test]
     fn once_its_reader_has_mapped_it_nobody_can_change_it_through_its_descriptor() {
         let memory = OwnMemory::create(8192, &MemoryOptions::default()).unwrap();
-        assert!(!is_settled(memory.fd()));
+        assert_eq!(is_settled(memory.fd()), Ok(false));
         let shape = &tries(memory.fd())[..2];
         assert_eq!(shape, [Err(Errno::PERM); 2]);
         let seen = PeerMemory::map(duplicate(&memory), 8192).unwrap();
-        assert!(is_settled(memory.fd()) && !seen.is_read_only());
+        assert_eq!(is_settled(memory.fd()), Ok(true));
+        assert!(!seen.is_read_only());
         assert_eq!(tries(memory.fd()), [Err(Errno::PERM); 5]);
         // Nor through a mapping: holes are refused there as well.
         let address = seen.mapping.base.as_ptr();
@@ -463,7 +467,7 @@ mod tests {
             rustix::fs::fallocate(memory.fd(), hole, 4096, 4096),
             Err(Errno::PERM)
         );
-        assert!(is_settled(memory.fd()));
+        assert_eq!(is_settled(memory.fd()), Ok(true));
         let pages = rustix::fs::fstat(memory.fd()).unwrap().st_blocks * 512;
         assert_eq!(pages, 8192, "both are there");
     }

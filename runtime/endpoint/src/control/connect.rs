@@ -51,7 +51,11 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
     match (answer, segment) {
         (Opening::Welcome(identity), Some(segment)) => {
             let opened = Opened::new(half, identity, segment, socket)?;
-            if !opened.is_settled() {
+            let settled = opened.is_settled().map_err(|errno| OpenError::System {
+                call: "have all pages of our segment",
+                errno,
+            })?;
+            if !settled {
                 return Err(OpenError::Opening("it has not sealed our segment"));
             }
             say(opened.socket.as_fd(), Opening::Ready(ours), None)?;
@@ -130,9 +134,16 @@ fn receive(
         mut descriptors,
         truncated,
         too_many,
+        no_room,
     } = received;
     if bytes == 0 {
         return Err(OpenError::HungUp);
+    }
+    if no_room {
+        return Err(OpenError::System {
+            call: "take the listener's segment",
+            errno: Errno::MFILE,
+        });
     }
     if too_many || descriptors.len() > 1 {
         return Err(OpenError::Opening("more descriptors than one"));

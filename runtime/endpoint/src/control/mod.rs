@@ -132,7 +132,7 @@ impl Opened {
     }
 
     /// Whether the peer has done its part: nobody can change the shape of my segment, or map it writable, any more.
-    fn is_settled(&self) -> bool {
+    fn is_settled(&self) -> Result<bool, Errno> {
         memory::is_settled(self.descriptor.as_fd())
     }
 

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use tightbeam_segment::{Identity, Incarnation};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
+use tightbeam_sys::memory::PeerMemoryError;
 use tightbeam_sys::wake;
 
 /// A peer whose socket hung up but whose process lives is given this long to end: a dying process closes its descriptors
@@ -415,7 +416,12 @@ impl Thread {
                 Ok(client) => {
                     // Before it is waited for, and before anything is spent on it.
                     if !is_admitted(&client, options) {
-                        return turn_away(&client, options, ours(options), Refusal::NotAdmitted);
+                        return turn_away(
+                            client.as_fd(),
+                            options,
+                            ours(options),
+                            Refusal::NotAdmitted,
+                        );
                     }
                     let opening = Item::Opening {
                         listener: *id,
@@ -452,6 +458,10 @@ impl Thread {
         let gate = Arc::clone(&options.gate);
         let mut buffer = [0; BYTES + 1];
         let received = match control::receive(client.socket(), &mut buffer) {
+            Ok(received) if received.no_room => {
+                let why = Refusal::Exhausted;
+                return turn_away(client.socket(), &options, ours(&options), why);
+            }
             Ok(received) if !received.too_many && !received.truncated => received,
             _ => return gate.count(Outcome::BrokenOff),
         };
@@ -461,7 +471,7 @@ impl Thread {
             (Client::Connected(socket), Some(Opening::Hello(hello)), Some(segment), None) => {
                 let opened = match admit(hello, segment, &socket, &options) {
                     Ok(opened) => opened,
-                    Err((ours, why)) => return turn_away(&socket, &options, ours, why),
+                    Err((ours, why)) => return turn_away(socket.as_fd(), &options, ours, why),
                 };
                 self.insert(Item::Opening {
                     listener,
@@ -471,11 +481,16 @@ impl Thread {
                     client: Client::Welcomed(Box::new(opened)),
                 });
             }
-            (Client::Welcomed(opened), Some(Opening::Ready(_)), None, None)
-                if opened.is_settled() =>
-            {
-                door.put(Notice::Opened(opened));
-                gate.count(Outcome::Opened);
+            (Client::Welcomed(opened), Some(Opening::Ready(_)), None, None) => {
+                gate.count(match opened.is_settled() {
+                    Ok(true) => {
+                        door.put(Notice::Opened(opened));
+                        Outcome::Opened
+                    }
+                    Ok(false) => Outcome::BrokenOff,
+                    // It takes its channel for open. Nothing can be stored to tell it more than that we hang up.
+                    Err(_) => Outcome::Refused(Refusal::Exhausted),
+                });
             }
             _ => gate.count(Outcome::BrokenOff),
         }
@@ -510,7 +525,7 @@ impl Thread {
             {
                 // First, so that who is not ready by now cannot say any more that it is.
                 control::shut(opened.socket.as_fd());
-                if opened.is_settled() {
+                if opened.is_settled() == Ok(true) {
                     opened.join(0).port.close();
                 }
             }
@@ -566,11 +581,11 @@ fn is_admitted(client: &OwnedFd, options: &OpenOptions) -> bool {
 }
 
 /// Tells a client that it gets no channel, and why; counts that.
-fn turn_away(client: &OwnedFd, options: &OpenOptions, ours: Identity, why: Refusal) {
+fn turn_away(client: BorrowedFd<'_>, options: &OpenOptions, ours: Identity, why: Refusal) {
     options.gate.count(Outcome::Refused(why));
     let refusal = Opening::Refusal(ours, why).to_bytes();
     // A client that has gone does not need the reason.
-    let _ = control::send(client.as_fd(), &refusal, None);
+    let _ = control::send(client, &refusal, None);
 }
 
 /// The listener's side of the opening, once the hello of an admitted client is there: a welcome, or why not.
@@ -593,6 +608,8 @@ fn admit(
     let socket = client.try_clone().map_err(|_| (ours, Refusal::Exhausted))?;
     let opened = Opened::new(half, hello, segment, socket).map_err(|error| match error {
         OpenError::Mismatch(_) => (ours, Refusal::Mismatch),
+        // Its segment may be as good as any; here is no room for it.
+        OpenError::PeerMemory(PeerMemoryError::Map(Errno::NOMEM)) => (ours, Refusal::Exhausted),
         OpenError::PeerMemory(_) => (ours, Refusal::Segment),
         _ => (ours, Refusal::Exhausted),
     })?;
