@@ -25,7 +25,7 @@ const WARM_UP: u64 = 60;
 const ROUND: u64 = 4000;
 const ROUND_TIME: Duration = Duration::from_secs(60);
 /// Descriptors of a channel: its socket, its peer's process, its segment.
-const EACH: usize = 3;
+pub(crate) const EACH: usize = 3;
 /// The third party's number.
 const THIRD: u64 = 0;
 

@@ -8,6 +8,7 @@
 //! figures in `SECURITY.md` ask for. `TIGHTBEAM_SEED` repeats the random choices of a run.
 
 mod board;
+mod exhausted;
 mod forks;
 mod kills;
 mod nursery;
@@ -45,6 +46,7 @@ fn child(role: u64, number: u64, address: &str) {
         kills::CONNECTING => traffic::connecting(&board, number, address),
         kills::LISTENING => traffic::listening(&board, number, address),
         kills::THIRD_PARTY => traffic::third_party(&board, number, address),
+        exhausted::FIRST.. => exhausted::child(&board, role, number, address),
         forks::FIRST.. => forks::parent(&board, role, number, address),
         other => panic!("no such role: {other}"),
     }
@@ -90,4 +92,16 @@ fn a_fork_that_outlives_its_parent_does_not_hide_its_end() {
 fn a_fork_that_drops_a_listener_takes_nothing_from_its_parent() {
     let _alone = alone();
     forks::a_fork_drops_a_listener();
+}
+
+#[test]
+fn an_opening_without_descriptors_or_memory_fails_clearly() {
+    let _alone = alone();
+    exhausted::clients();
+}
+
+#[test]
+fn a_listener_without_descriptors_or_memory_serves_later() {
+    let _alone = alone();
+    exhausted::listeners();
 }

@@ -70,7 +70,9 @@ pub(crate) fn run(address: &str, body: Body) {
             FORK => fork(|| body(role, number, address)).as_raw_pid(),
             _ => {
                 let pid = Pid::from_raw(role as i32).expect("a process id");
-                reap(pid).terminating_signal().unwrap_or(0)
+                let status = reap(pid);
+                let failed = status.exit_status().unwrap_or(0) << 8;
+                status.terminating_signal().unwrap_or(failed)
             }
         };
         say(&mut master, &[answer as u64]);
@@ -104,7 +106,7 @@ impl Nursery {
         Pid::from_raw(self.ask(FORK, role, number) as i32).expect("a fork")
     }
 
-    /// Waits for the end of one of them, and by which signal it came.
+    /// Waits for the end of one of them, and by which signal it came; or its exit status, times 256.
     pub(crate) fn reap(&mut self, pid: Pid) -> i32 {
         self.ask(REAP, pid.as_raw_pid() as u64, 0) as i32
     }
