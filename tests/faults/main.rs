@@ -13,6 +13,7 @@ mod forks;
 mod kills;
 mod nursery;
 mod stale;
+mod stopped;
 #[path = "../support/mod.rs"]
 mod support;
 mod traffic;
@@ -46,6 +47,7 @@ fn child(role: u64, number: u64, address: &str) {
         kills::CONNECTING => traffic::connecting(&board, number, address),
         kills::LISTENING => traffic::listening(&board, number, address),
         kills::THIRD_PARTY => traffic::third_party(&board, number, address),
+        number if stopped::ROLES.contains(&number) => stopped::child(&board, number, address),
         exhausted::FIRST.. => exhausted::child(&board, role, number, address),
         forks::FIRST.. => forks::parent(&board, role, number, address),
         other => panic!("no such role: {other}"),
@@ -104,4 +106,16 @@ fn an_opening_without_descriptors_or_memory_fails_clearly() {
 fn a_listener_without_descriptors_or_memory_serves_later() {
     let _alone = alone();
     exhausted::listeners();
+}
+
+#[test]
+fn a_stopped_consumer_costs_others_nothing() {
+    let _alone = alone();
+    stopped::consumers();
+}
+
+#[test]
+fn a_zombie_reaches_nobody() {
+    let _alone = alone();
+    stopped::zombies();
 }
