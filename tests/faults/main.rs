@@ -8,6 +8,7 @@
 //! figures in `SECURITY.md` ask for. `TIGHTBEAM_SEED` repeats the random choices of a run.
 
 mod board;
+mod clocks;
 mod exhausted;
 mod forks;
 mod kills;
@@ -48,6 +49,7 @@ fn child(role: u64, number: u64, address: &str) {
         kills::LISTENING => traffic::listening(&board, number, address),
         kills::THIRD_PARTY => traffic::third_party(&board, number, address),
         number if stopped::ROLES.contains(&number) => stopped::child(&board, number, address),
+        number if clocks::ROLES.contains(&number) => clocks::child(&board, number, address),
         exhausted::FIRST.. => exhausted::child(&board, role, number, address),
         forks::FIRST.. => forks::parent(&board, role, number, address),
         other => panic!("no such role: {other}"),
@@ -118,4 +120,10 @@ fn a_stopped_consumer_costs_others_nothing() {
 fn a_zombie_reaches_nobody() {
     let _alone = alone();
     stopped::zombies();
+}
+
+#[test]
+fn broken_clocks_and_a_pause_of_all_are_no_deaths() {
+    let _alone = alone();
+    clocks::broken();
 }
