@@ -48,6 +48,8 @@ struct Life {
     replaced: bool,
     /// When who had its place before was killed.
     since: u64,
+    /// When its end was told.
+    told: u64,
 }
 
 /// Kills at its own moments, so that the survivor may be anywhere; and when it did so.
@@ -98,6 +100,7 @@ struct Findings {
     answers: u64,
     third: u64,
     gone: Vec<u64>,
+    own: Vec<u64>,
     noticed: Vec<u64>,
     back: Vec<u64>,
     again: Vec<u64>,
@@ -156,6 +159,7 @@ impl Survivor {
             before: None,
             replaced: false,
             since,
+            told: 0,
         };
         self.lives.insert(number, life);
     }
@@ -207,8 +211,9 @@ impl Survivor {
     fn died(&mut self, number: u64, counters: &tightbeam::Counters) {
         let at = killed_at(number).load(Ordering::Acquire);
         assert_ne!(at, 0, "{number} lives");
-        self.found.noticed.push(now() - at);
-        let life = &self.lives[&number];
+        let life = self.lives.get_mut(&number).expect("it lived");
+        life.told = now();
+        self.found.noticed.push(life.told - at);
         let told = |word| self.board.get(number, word);
         let count = self.endpoint.state_mut().close(number);
         let range = told(Word::Published)..=told(Word::Attempted);
@@ -246,9 +251,11 @@ impl Survivor {
             return;
         }
         let gone = patiently(|| Some(gone_at(number).load(Ordering::Acquire)).filter(|&at| at > 0));
-        self.found
-            .gone
-            .push(gone - killed_at(number).load(Ordering::Acquire));
+        let killed = killed_at(number).load(Ordering::Acquire);
+        self.found.gone.push(gone - killed);
+        if life.told > 0 {
+            self.found.own.push(life.told.saturating_sub(gone));
+        }
         assert_eq!(nursery.reap(life.pid), Signal::KILL.as_raw());
         self.found.kills += 1;
         if go_on {
@@ -469,6 +476,7 @@ pub(crate) fn campaign(listening: bool, kills: u64, name: &str) {
     // So that what is measured takes no memory in between.
     for times in [
         &mut survivor.found.gone,
+        &mut survivor.found.own,
         &mut survivor.found.noticed,
         &mut survivor.found.back,
         &mut survivor.found.again,
@@ -505,6 +513,7 @@ pub(crate) fn campaign(listening: bool, kills: u64, name: &str) {
         found.kills, found.early, found.messages, found.answers, found.third
     );
     print("killed to gone, by the kernel", &mut found.gone);
+    print("gone to told, by us", &mut found.own);
     print("killed to told", &mut found.noticed);
     print("killed to all given back", &mut found.back);
     print("killed to the next one's channel", &mut found.again);
