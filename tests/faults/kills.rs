@@ -50,6 +50,8 @@ struct Life {
     since: u64,
     /// When its end was told.
     told: u64,
+    /// Nobody polled while it died, so that what it had sent is found together with its end.
+    unseen: bool,
 }
 
 /// Kills at its own moments, so that the survivor may be anywhere; and when it did so.
@@ -160,6 +162,7 @@ impl Survivor {
             replaced: false,
             since,
             told: 0,
+            unseen: false,
         };
         self.lives.insert(number, life);
     }
@@ -213,7 +216,9 @@ impl Survivor {
         assert_ne!(at, 0, "{number} lives");
         let life = self.lives.get_mut(&number).expect("it lived");
         life.told = now();
-        self.found.noticed.push(life.told - at);
+        if !life.unseen {
+            self.found.noticed.push(life.told - at);
+        }
         let told = |word| self.board.get(number, word);
         let count = self.endpoint.state_mut().close(number);
         let range = told(Word::Published)..=told(Word::Attempted);
@@ -253,7 +258,7 @@ impl Survivor {
         let gone = patiently(|| Some(gone_at(number).load(Ordering::Acquire)).filter(|&at| at > 0));
         let killed = killed_at(number).load(Ordering::Acquire);
         self.found.gone.push(gone - killed);
-        if life.told > 0 {
+        if life.told > 0 && !life.unseen {
             self.found.own.push(life.told.saturating_sub(gone));
         }
         assert_eq!(nursery.reap(life.pid), Signal::KILL.as_raw());
@@ -359,6 +364,14 @@ impl Survivor {
                 self.random.micros(3000)
             };
             killer.order(number, life.pid, delay);
+            if !alone && life.channel.is_some() && self.random.once_in(8) {
+                life.unseen = true;
+                while gone_at(number).load(Ordering::Acquire) == 0 {
+                    std::thread::sleep(Duration::from_micros(100));
+                }
+                // The notice is in the mailbox by now, or comes soon.
+                std::thread::sleep(Duration::from_micros(500));
+            }
             if alone {
                 break;
             }
@@ -393,7 +406,7 @@ impl Survivor {
         let mut progress = (0, Instant::now());
         while !self.lives.is_empty() {
             let go_on = self.found.kills < aim && Instant::now() < end;
-            self.endpoint.poll(64);
+            self.endpoint.poll(1 + self.random.below(64) as usize);
             self.events(&mut nursery, go_on);
             self.early(&mut nursery, go_on);
             if !self.listening {
