@@ -98,6 +98,13 @@ fn child(copy: &mut Option<Endpoint<Books>>, role: u64, address: &str) {
             let mut own = connect(address);
             let answer = own.call(ECHO, b"from the fork").expect("an answer");
             assert_eq!(answer, b"from the fork");
+            // Whoever comes to it is answered by a control thread of its own.
+            let mut both = builder()
+                .listen(&format!("{address}.own"))
+                .expect("a free path");
+            let out = both.open(&format!("{address}.own")).expect("it listens");
+            let answer = both.call_to(out, ECHO, b"to itself", PATIENCE);
+            assert_eq!(answer.expect("an answer"), b"to itself");
         }
         SURVIVES => {
             set_parent_process_death_signal(None).expect("it outlives its parent");

@@ -530,11 +530,11 @@ pub(crate) fn campaign(listening: bool, kills: u64, name: &str) {
     print("killed to told", &mut found.noticed);
     print("killed to all given back", &mut found.back);
     print("killed to the next one's channel", &mut found.again);
-    let (noticed, back) = (&found.noticed, &found.back);
     if long() {
-        assert!(percentile(noticed, 0.5) <= 1_000_000, "p50 above 1 ms");
+        // How soon the kernel ends a process, and runs a thread, is not ours.
+        assert!(percentile(&found.own, 0.5) <= 1_000_000, "p50 above 1 ms");
     }
-    assert!(!back.is_empty());
+    assert!(!found.back.is_empty());
     nothing_left(survivor);
 }
 
