@@ -3,6 +3,7 @@
 //! One thread a process sleeps in `epoll`; it accepts, answers the opening exchange and watches. What it finds it hands to
 //! the endpoint that it concerns, whose data thread learns of it by one load a poll.
 
+mod admit;
 mod connect;
 mod gate;
 mod listener;
