@@ -424,7 +424,9 @@ impl Survivor {
                     .values()
                     .all(|life| life.replaced && life.channel.is_none());
             if over && progress.1.elapsed() > Duration::from_millis(300) {
-                self.lives.clear();
+                for (number, _) in self.lives.drain() {
+                    assert_eq!(self.endpoint.state_mut().close(number), 0, "{number}");
+                }
             }
             assert!(progress.1.elapsed() < PATIENCE, "no more kills");
         }
