@@ -83,6 +83,19 @@ pub struct Received {
 
 /// Receives one message, never blocking.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
+    let first = receive_once(socket, buffer)?;
+    if first.bytes > 0 {
+        return Ok(first);
+    }
+    // The kernel finds the queue empty, then looks whether the peer has hung up: what was sent in between, and nothing
+    // after it, is still there.
+    match receive_once(socket, buffer) {
+        Err(Errno::AGAIN) => Ok(first),
+        second => second,
+    }
+}
+
+fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
@@ -358,6 +371,33 @@ mod tests {
         let received = receive(right.as_fd(), &mut [0; 4]).unwrap();
         assert!(received.too_many);
         assert!(received.descriptors.len() <= MAX_DESCRIPTORS);
+    }
+
+    #[test]
+    fn the_last_words_come_before_the_end() {
+        let mut buffer = [0; 8];
+        for _ in 0..2_000 {
+            let (left, right) = pair().unwrap();
+            let speaker = std::sync::atomic::AtomicBool::new(false);
+            let speaks = &speaker;
+            std::thread::scope(|scope| {
+                scope.spawn(move || {
+                    speaks.store(true, std::sync::atomic::Ordering::Release);
+                    send(left.as_fd(), b"bye", None).unwrap();
+                    drop(left);
+                });
+                while !speaker.load(std::sync::atomic::Ordering::Acquire) {
+                    std::hint::spin_loop();
+                }
+                let received = loop {
+                    match receive(right.as_fd(), &mut buffer) {
+                        Err(Errno::AGAIN) => {}
+                        other => break other.unwrap(),
+                    }
+                };
+                assert_eq!(&buffer[..received.bytes], b"bye");
+            });
+        }
     }
 
     #[test]
