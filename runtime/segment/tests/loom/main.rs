@@ -17,11 +17,17 @@ use tightbeam_segment::{Outgoing, Port, TrySendError};
 
 /// Every interleaving.
 fn model(f: impl Fn() + Sync + Send + 'static) {
-    explore(None, f);
+    build(None, f);
 }
 
-/// Every interleaving with at most so many preemptions of each thread, where all of them would take hours.
-fn explore(preemptions: Option<usize>, f: impl Fn() + Sync + Send + 'static) {
+/// Every interleaving with at most so many preemptions of each thread, where all of them take hours; with `TIGHTBEAM_LONG=1`
+/// all of them.
+fn explore(preemptions: usize, f: impl Fn() + Sync + Send + 'static) {
+    let long = std::env::var_os("TIGHTBEAM_LONG").is_some();
+    build((!long).then_some(preemptions), f);
+}
+
+fn build(preemptions: Option<usize>, f: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = preemptions;
     builder.max_branches = 20_000;
@@ -36,8 +42,4 @@ fn send(port: &Port, out: Outgoing, bytes: &[u8]) {
             Err(error) => panic!("{error}"),
         }
     }
-}
-
-fn bound() -> Option<usize> {
-    std::env::var("BOUND").ok().and_then(|b| b.parse().ok())
 }

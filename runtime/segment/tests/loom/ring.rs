@@ -3,7 +3,7 @@
 //! Not seen: more than a few laps and slots, jumps over a tail (`model.rs`), and a peer that is killed between two stores
 //! (`tests/endings.rs`).
 
-use crate::{bound, explore, model, send};
+use crate::{explore, model, send};
 use loom::thread;
 use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, testing};
 
@@ -32,7 +32,7 @@ fn receive(port: &mut Port, n: u8) {
 /// Publish and consume; the third message waits for the credit of the first (depth 2), laps start over.
 #[test]
 fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
-    explore(bound(), || {
+    explore(3, || {
         let (left, mut right) = testing::pair(Layout::new(2).unwrap());
         let sender = thread::spawn(move || {
             for n in 0..4 {
@@ -50,7 +50,7 @@ fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
 /// Credit rides on the reply; the second call starts a lap over a drained ring.
 #[test]
 fn calls_are_answered() {
-    explore(bound(), || {
+    explore(3, || {
         let (mut left, mut right) = testing::pair(Layout::new(2).unwrap());
         let server = thread::spawn(move || {
             for _ in 0..2 {
