@@ -184,6 +184,12 @@ impl Channel {
         self.last_slot.get_or_insert(last);
     }
 
+    /// Whether a look at it has found a fault, among others.
+    #[inline(always)]
+    pub(crate) fn is_at_fault(&self) -> bool {
+        matches!(self.ending, Some(Ending::Faulted(_)))
+    }
+
     /// Whether there is something left of what was sent before the end; somebody else who has the peer's segment may go on.
     pub(crate) fn has_rest(&self) -> bool {
         let left = |last: u64| last.wrapping_sub(self.port.consumed_slots()) as i64;

@@ -256,7 +256,7 @@ impl<S> Endpoint<S> {
         }
         // Whatever woke us is looked for in the ring before the next sleep.
         channel.disarm();
-        let ending = channel.ending.is_some();
+        let ending = channel.is_at_fault();
         self.ending |= ending;
         self.look_often(id.slot());
     }

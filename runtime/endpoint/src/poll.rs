@@ -44,7 +44,7 @@ impl<S> Endpoint<S> {
         match self.channels.get_mut(self.first) {
             Some(Some(channel)) => {
                 let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
-                self.ending |= channel.ending.is_some();
+                self.ending |= channel.is_at_fault();
                 handled
             }
             _ => 0,
@@ -192,8 +192,9 @@ impl<S> Endpoint<S> {
                 continue;
             };
             match verdict(channel, ending) {
-                Some(end) => self.remove(slot, end),
-                None => self.ending = true,
+                Verdict::Over(end) => self.remove(slot, end),
+                Verdict::Drains => self.ending = true,
+                Verdict::Waits => {}
             }
         }
     }
@@ -218,6 +219,14 @@ impl<S> Endpoint<S> {
     }
 }
 
+enum Verdict {
+    Over(End),
+    /// Something is still to be handled first.
+    Drains,
+    /// The control thread will say what the hang-up means.
+    Waits,
+}
+
 enum End {
     Closed,
     Dead,
@@ -225,26 +234,26 @@ enum End {
 }
 
 /// How a channel ended, once everything that was published before has been handled.
-fn verdict(channel: &mut Channel, ending: Ending) -> Option<End> {
+fn verdict(channel: &mut Channel, ending: Ending) -> Verdict {
     if let Ending::Faulted(fault) = ending
         && fault != PeerFault::HungUp
     {
-        return Some(End::Faulted(fault));
+        return Verdict::Over(End::Faulted(fault));
     }
     // A caller is about to take it; until then the channel stays, and nothing else is looked at.
     if channel.answer.is_some() {
-        return None;
+        return Verdict::Drains;
     }
     channel.settle();
     // Asked before the ring is found empty: what was sent before closing is then not missed.
     let closed = channel.port.peer_ended();
     if channel.has_rest() {
-        return None;
+        return Verdict::Drains;
     }
     match (closed, ending) {
-        (Ended::Closed, _) => Some(End::Closed),
-        (Ended::No, Ending::Exited) => Some(End::Dead),
-        (Ended::No, Ending::Faulted(fault)) => Some(End::Faulted(fault)),
-        (Ended::No, Ending::HungUp) => None,
+        (Ended::Closed, _) => Verdict::Over(End::Closed),
+        (Ended::No, Ending::Exited) => Verdict::Over(End::Dead),
+        (Ended::No, Ending::Faulted(fault)) => Verdict::Over(End::Faulted(fault)),
+        (Ended::No, Ending::HungUp) => Verdict::Waits,
     }
 }

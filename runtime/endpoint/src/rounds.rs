@@ -118,7 +118,7 @@ impl<S> Endpoint<S> {
                 PATIENCE
             }
         };
-        self.ending |= channel.ending.is_some();
+        self.ending |= channel.is_at_fault();
         handled
     }
 
