@@ -50,9 +50,10 @@ pub(crate) enum Word {
     // Written by the client.
     ClientPid,
     Asked,
-    /// Calls that took less than [`SLOW`](crate::client::SLOW), the nanoseconds that they took together, and the others.
-    Quick,
-    QuickTime,
+    /// Its CPU time in nanoseconds, and calls until then; the calls that took longer than
+    /// [`SLOW`](crate::client::SLOW).
+    Ran,
+    AskedThen,
     Slow,
     Wrong,
     Lost,

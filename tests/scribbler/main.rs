@@ -156,21 +156,22 @@ impl Round {
         }
     }
 
-    /// Calls of the third party in a batch: a second of the wall, and a second of the calls during which it and the victim
-    /// both ran. The second is the figure: with other work on the machine the first is mostly about whom the kernel runs.
+    /// Calls of the third party in a batch: a second of the wall, and a second of its own CPU time. The second is the figure,
+    /// because it shares its CPU with the scribbler: what that takes from it is the kernel's doing, not the victim's. While the
+    /// victim keeps it waiting, it spins.
     fn rate(&self, batch: Duration) -> Rate {
         let now = || {
-            let words = [Word::Asked, Word::Quick, Word::QuickTime];
+            let words = [Word::Asked, Word::AskedThen, Word::Ran];
             (Instant::now(), words.map(|word| self.board.get(word)))
         };
         let (start, before) = now();
         std::thread::sleep(batch);
         let (end, after) = now();
-        let [asked, quick, time] = [0, 1, 2].map(|n| (after[n] - before[n]) as f64);
+        let [asked, then, ran] = [0, 1, 2].map(|n| (after[n] - before[n]) as f64);
         Rate {
             wall: asked / (end - start).as_secs_f64(),
-            running: quick / (time / 1e9),
-            enough: quick > 100.0,
+            running: then / (ran / 1e9),
+            enough: then > 100.0,
         }
     }
 

@@ -100,7 +100,7 @@ fn open<'a>(
     let memory = PeerMemory::map(theirs, 4096).expect("mapped");
     send(&socket, &opening(READY, identity()), &[]);
     patiently(|| (board.get(Word::Opened) >= number).then_some(()));
-    let lies = 1 << (1 + random.below(7));
+    let lies = 1 << (4 + random.below(7));
     Some(Scribe {
         board,
         random: Random::new(random.next()),

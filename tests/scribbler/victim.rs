@@ -20,8 +20,11 @@ pub(crate) const STORM: u16 = 4;
 const DEPTH: usize = 64;
 /// Messages that a poll may handle.
 const BUDGET: usize = 256;
-/// Polls between two readings of the CPU clock, which is a system call.
-const GROUP: usize = 16;
+/// Polls between two readings of the CPU clock, which is a system call of half a microsecond: with few polls it would be most of
+/// what a victim does whose polls are short, and whether the scribbler has a channel would decide how often it is made.
+const GROUP: usize = 1024;
+/// The same for a victim that sleeps in between.
+const GROUP_ASLEEP: usize = 16;
 /// How long the victim waits for an answer of the scribbler.
 const CALL_WITHIN: Duration = Duration::from_micros(30);
 /// Own CPU time between two looks at what the hypervisor has stolen, which is told in steps of 10 ms.
@@ -257,7 +260,8 @@ impl Victim<'_> {
             group.count += 1;
             self.board.add(Word::Handled, handled as u64);
             self.attend();
-            if group.count == GROUP {
+            let full = if self.sleeps { GROUP_ASLEEP } else { GROUP };
+            if group.count == full {
                 group.close(match mode {
                     REST => &mut rest,
                     _ => &mut scribbled,

@@ -210,11 +210,14 @@ impl<S> Endpoint<S> {
         self.note(match end {
             End::Closed => Event::Closed { channel, counters },
             End::Dead => Event::Dead { channel, counters },
-            End::Faulted(fault) => Event::Faulted {
-                channel,
-                fault,
-                counters,
-            },
+            End::Faulted(fault) => {
+                self.options.gate.suspend(ended.peer.pid);
+                Event::Faulted {
+                    channel,
+                    fault,
+                    counters,
+                }
+            }
         });
     }
 }

@@ -3,9 +3,17 @@
 use super::Policy;
 use super::wire::Refusal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use tightbeam_sys::control::Credentials;
+
+/// How long a process whose channel ended by a fault waits before it is welcomed again. An opening costs the listener's
+/// process half a millisecond of CPU time: who broke the rules and came back at once, again and again, could take a tenth of a
+/// CPU from it by that alone.
+const SUSPENSION: Duration = Duration::from_millis(50);
+/// Processes that are remembered for that; of more the oldest are forgotten.
+const SUSPENDED: usize = 64;
 
 /// What became of those who wanted a channel of an endpoint that listens, since it was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -43,6 +51,8 @@ pub(crate) struct Gate {
     opened: AtomicU64,
     refused: [AtomicU64; Refusal::ALL.len()],
     broken_off: AtomicU64,
+    /// Ids of processes that broke the rules, and until when they wait.
+    suspended: Mutex<Vec<(i32, Instant)>>,
 }
 
 impl Gate {
@@ -55,7 +65,34 @@ impl Gate {
             opened: AtomicU64::new(0),
             refused: [const { AtomicU64::new(0) }; Refusal::ALL.len()],
             broken_off: AtomicU64::new(0),
+            suspended: Mutex::new(Vec::new()),
         })
+    }
+
+    /// The process with this id has broken the rules. Should another one get its id, it waits in its place, which is harmless.
+    pub(crate) fn suspend(&self, pid: i32) {
+        let now = Instant::now();
+        let mut suspended = self
+            .suspended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        suspended.retain(|(other, until)| *until > now && *other != pid);
+        if suspended.len() == SUSPENDED {
+            suspended.remove(0);
+        }
+        suspended.push((pid, now + SUSPENSION));
+    }
+
+    /// Until when the process with this id waits.
+    pub(super) fn suspended(&self, pid: i32) -> Option<Instant> {
+        let suspended = self
+            .suspended
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let found = suspended.iter().find(|(other, _)| *other == pid);
+        found
+            .map(|(_, until)| *until)
+            .filter(|until| *until > Instant::now())
     }
 
     /// A policy that panics admits nobody: the thread that asks it serves all endpoints of the process.
@@ -108,6 +145,28 @@ impl Drop for Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_broke_the_rules_waits_and_few_are_remembered() {
+        let gate = Gate::new(Arc::new(|_| true), 2);
+        assert_eq!(gate.suspended(7), None);
+        let before = Instant::now();
+        (1..=100).for_each(|pid| gate.suspend(pid));
+        assert!(gate.suspended(100).is_some_and(|until| until > before));
+        assert_eq!(gate.suspended(1), None);
+        assert_eq!(gate.suspended.lock().unwrap().len(), SUSPENDED);
+        gate.suspend(100);
+        assert_eq!(gate.suspended.lock().unwrap().len(), SUSPENDED);
+        // Time passes.
+        gate.suspended
+            .lock()
+            .unwrap()
+            .iter_mut()
+            .for_each(|(_, until)| *until = before);
+        assert_eq!(gate.suspended(100), None);
+        gate.suspend(7);
+        assert_eq!(gate.suspended.lock().unwrap().len(), 1);
+    }
 
     #[test]
     fn seats_are_given_back() {

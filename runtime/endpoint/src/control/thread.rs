@@ -422,14 +422,21 @@ impl Thread {
                             Refusal::NotAdmitted,
                         );
                     }
+                    let pid = control::credentials(client.as_fd()).map_or(0, |peer| peer.pid);
+                    let until = options.gate.suspended(pid);
                     let opening = Item::Opening {
                         listener: *id,
                         client: Client::Connected(client),
                         options: options.clone(),
                         door: door.clone(),
-                        deadline: Instant::now() + options.within,
+                        deadline: until.unwrap_or_else(Instant::now) + options.within,
                     };
-                    self.insert(opening);
+                    let token = self.insert(opening);
+                    if let (Some(until), Some(item)) = (until, self.items.get(&token)) {
+                        // What it says is not looked at before.
+                        self.watcher.remove(item.descriptor());
+                        self.resting.insert(token, until);
+                    }
                     return;
                 }
                 Err(Errno::AGAIN | Errno::CONNABORTED | Errno::INTR) => return,
