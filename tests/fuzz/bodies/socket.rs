@@ -201,6 +201,10 @@ impl Client {
             return;
         };
         let kind = u32::from_ne_bytes([buffer[8], buffer[9], buffer[10], buffer[11]]);
+        if received.bytes == 1 && self.theirs.is_some() {
+            // It has said that it sleeps, and how it is to be woken.
+            return assert_eq!((buffer[0], received.descriptors.len()), (1, 0));
+        }
         if received.bytes > 0 {
             assert!(
                 kind == REFUSAL || self.proper.get() == Some(true),
