@@ -72,9 +72,13 @@ pub(crate) struct Words(SharedBlock);
 
 impl Words {
     pub(crate) fn map(segment: impl AsFd) -> Words {
+        Words::try_map(segment).expect("mapped")
+    }
+
+    fn try_map(segment: impl AsFd) -> Result<Words, Errno> {
         let bytes = rustix::fs::fstat(&segment).expect("a memfd").st_size as usize;
         let segment = segment.as_fd().try_clone_to_owned().expect("a descriptor");
-        Words(SharedBlock::open(segment, bytes / 8).expect("mapped"))
+        SharedBlock::open(segment, bytes / 8).map(Words)
     }
 
     pub(crate) fn lines(&self) -> usize {
@@ -198,7 +202,11 @@ impl Liar {
         before: Before,
     ) -> Liar {
         let page = page_size();
-        let seen = Words::map(&segment);
+        // In huge pages nobody may: then there is nothing of the victim's that the liar could write.
+        let seen = Words::try_map(&segment).unwrap_or_else(|errno| {
+            assert_eq!(errno, Errno::PERM);
+            Words(SharedBlock::create(own.words.lines() * 8).expect("memory"))
+        });
         before(&own.descriptor, &segment);
         let layout = theirs.check(page as u32).expect("the victim is honest");
         let copy = segment.try_clone().expect("a descriptor");
