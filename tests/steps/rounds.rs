@@ -216,7 +216,6 @@ impl<'a> Round<'a> {
     fn after_death(&mut self) -> Checked {
         self.survivor.bury()?;
         self.survivor.ask_third_party()?;
-        check(!self.survivor.ended_late(), || "hung up, not dead".into())?;
         let closed = self.survivor.end().is_some_and(|end| end.closed);
         let done = self.survivor.ledger.read(STAGE) >= DONE;
         match self.operation.closes() {

@@ -10,8 +10,8 @@ use crate::{THIRD_PARTY, start};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tightbeam::{
-    CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError,
-    PeerFault, Reply, SendError,
+    CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError, Reply,
+    SendError,
 };
 
 /// What is wrong, if anything.
@@ -68,8 +68,6 @@ impl Belongings {
 #[derive(Debug)]
 pub(crate) struct End {
     pub(crate) closed: bool,
-    /// It hung up, and took longer to be dead than the library waits: on a busy machine one in many thousands does.
-    late: bool,
     counters: Counters,
 }
 
@@ -149,7 +147,6 @@ impl Survivor {
         // So that it knows of an end while there is something left to handle.
         self.endpoint.poll(1);
         while let Some(event) = self.endpoint.next_event() {
-            let mut late = false;
             let (channel, closed, counters) = match event {
                 Event::Opened { channel, peer } if peer.pid != self.client => {
                     self.late.push(channel);
@@ -165,24 +162,12 @@ impl Survivor {
                 }
                 Event::Closed { channel, counters } => (channel, true, counters),
                 Event::Dead { channel, counters } => (channel, false, counters),
-                Event::Faulted {
-                    channel,
-                    fault: PeerFault::HungUp,
-                    counters,
-                } => {
-                    late = true;
-                    (channel, false, counters)
-                }
                 other => return Err(format!("nobody expects {other:?}")),
             };
             check(self.victim == Some(channel), || {
                 format!("{channel:?} has ended, the victim's is {:?}", self.victim)
             })?;
-            let first = self.end.replace(End {
-                closed,
-                late,
-                counters,
-            });
+            let first = self.end.replace(End { closed, counters });
             check(first.is_none(), || format!("after {first:?} another end"))?;
         }
         let seen = self.endpoint.state();
@@ -225,11 +210,6 @@ impl Survivor {
 
     pub(crate) fn end(&self) -> Option<&End> {
         self.end.as_ref()
-    }
-
-    /// Whether that end took so long that it was not known for a death.
-    pub(crate) fn ended_late(&self) -> bool {
-        self.end.as_ref().is_some_and(|end| end.late)
     }
 
     /// Connects to a victim that listens.
