@@ -163,7 +163,7 @@ pub fn credentials(socket: BorrowedFd<'_>) -> Result<Credentials, Errno> {
     }
 }
 
-fn last_error() -> Errno {
+pub(crate) fn last_error() -> Errno {
     Errno::from_io_error(&std::io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 

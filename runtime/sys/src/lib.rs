@@ -5,8 +5,8 @@
 //! | [`memory`] | memfd segments: create, populate, seal, map; check seals and size of a peer's |
 //! | [`control`] | Unix sockets that carry small messages and descriptors; who is on the other side |
 //! | [`wake`] | futex on a shared word, `membarrier` |
-//! | [`cpu`] | affinity |
-//! | [`process`] | ending at once |
+//! | [`cpu`] | affinity, the length of a time slice |
+//! | [`process`] | ending at once; whether another one is dying |
 //! | [`clock`] | the CPU's counter as a clock |
 //! | [`mmsg`], [`uring`], [`block`] | the strongest standard paths, for comparison: batched datagrams, `io_uring`, bare shared words |
 //!
