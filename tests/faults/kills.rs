@@ -6,7 +6,9 @@ use crate::board::{
 };
 use crate::nursery::Nursery;
 use crate::support::{PATIENCE, Scratch, patiently};
-use crate::traffic::{Books, CALLED, CALLS, NUMBERED, answers_to, builder, listens_at, now};
+use crate::traffic::{
+    Books, CALLED, CALLS, END, NUMBERED, SELDOM, answers_to, builder, listens_at, now,
+};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use std::collections::HashMap;
@@ -24,6 +26,8 @@ const WARM_UP: u64 = 60;
 /// Kills after which fresh helpers go on, so that none comes near the end of its life; and the longest time.
 const ROUND: u64 = 4000;
 const ROUND_TIME: Duration = Duration::from_secs(60);
+/// Of so many kills one is of a child beside which nothing else changes.
+const EACH_ALONE: u64 = 32;
 /// Descriptors of a channel: its socket, its peer's process, its segment.
 pub(crate) const EACH: usize = 3;
 /// The third party's number.
@@ -114,6 +118,8 @@ struct Survivor {
     board: Board,
     random: Random,
     listening: bool,
+    /// Whether more processes are busy than there are CPUs.
+    crowd: bool,
     next: u64,
     lives: HashMap<u64, Life>,
     third: Option<(Pid, Option<ChannelId>)>,
@@ -122,7 +128,7 @@ struct Survivor {
 }
 
 impl Survivor {
-    fn new(listening: bool, seed: u64, name: &str) -> Survivor {
+    fn new(listening: bool, crowd: bool, seed: u64, name: &str) -> Survivor {
         let scratch = Scratch::new(name);
         let builder = builder().wait(Wait::Spin).open_within(PATIENCE);
         let endpoint = builder.listen(&scratch.address()).expect("a free path");
@@ -132,6 +138,7 @@ impl Survivor {
             scratch,
             random: Random::new(seed),
             listening,
+            crowd,
             next: FIXED,
             lives: HashMap::new(),
             third: None,
@@ -349,7 +356,12 @@ impl Survivor {
             .lives
             .values()
             .any(|life| life.replaced && life.channel.is_some());
-        let alone = quiet && !strays && go_on && self.random.once_in(12);
+        // Now and then nobody is chosen until all are there, so that one is killed while nothing else changes.
+        let due = go_on && self.found.back.len() as u64 <= self.found.kills / EACH_ALONE;
+        let alone = due && quiet && !strays;
+        if due && !alone {
+            return;
+        }
         for (&number, life) in &mut self.lives {
             // Soon after it began, often enough before.
             let times = if life.channel.is_some() { 20 } else { 100 };
@@ -398,7 +410,10 @@ impl Survivor {
             self.endpoint.poll(64);
             (descriptors() == before + EACH).then_some(())
         });
-        for slot in 0..SLOTS {
+        if !self.crowd {
+            self.board.set(THIRD, Word::Wish, SELDOM);
+        }
+        for slot in 0..if self.crowd { SLOTS } else { 1 } {
             self.start(&mut nursery, slot, 0);
         }
         let end = Instant::now() + ROUND_TIME;
@@ -441,7 +456,7 @@ impl Survivor {
             self.endpoint.poll(64);
             (self.board.get(THIRD, Word::Answered) > answered + 100).then_some(())
         });
-        self.board.set(THIRD, Word::Wish, 1);
+        self.board.set(THIRD, Word::Wish, END);
         let end = crate::support::next_event(&mut self.endpoint);
         assert!(
             matches!(end, Event::Closed { channel: ended, .. } if Some(ended) == channel),
@@ -481,10 +496,17 @@ fn print(name: &str, times: &mut [u64]) {
     );
 }
 
-/// Kills `kills` children that have connected to us, or to whom we have connected.
-pub(crate) fn campaign(listening: bool, kills: u64, name: &str) {
+/// Kills `kills` children that have connected to us, or to whom we have connected: two at a time beside a third party that is
+/// as busy, or, without the crowd, one at a time beside one that is seldom heard.
+pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
+    let name = match (listening, crowd) {
+        (true, true) => "clients",
+        (false, true) => "listeners",
+        (true, false) => "clients, one at a time",
+        (false, false) => "listeners, one at a time",
+    };
     let start = Instant::now();
-    let mut survivor = Survivor::new(listening, seed(), name);
+    let mut survivor = Survivor::new(listening, crowd, seed(), name);
     let idle = descriptors();
     survivor.round(WARM_UP);
     let before = survivor.holding(idle);

@@ -59,13 +59,15 @@ fn child(role: u64, number: u64, address: &str) {
 #[test]
 fn clients_are_killed_at_random_moments() {
     let _alone = alone();
-    kills::campaign(true, if long() { 50_000 } else { 500 }, "clients");
+    kills::campaign(true, true, if long() { 50_000 } else { 500 });
+    kills::campaign(true, false, if long() { 5_000 } else { 200 });
 }
 
 #[test]
 fn listeners_are_killed_at_random_moments() {
     let _alone = alone();
-    kills::campaign(false, if long() { 50_000 } else { 500 }, "listeners");
+    kills::campaign(false, true, if long() { 50_000 } else { 500 });
+    kills::campaign(false, false, if long() { 5_000 } else { 200 });
 }
 
 #[test]
