@@ -5,7 +5,7 @@
 
 use std::process::Command;
 use std::time::Instant;
-use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Wait};
+use tightbeam::{Endpoint, Event, Handlers, MAX_INLINE, Wait};
 
 const ECHO: u16 = 1;
 const ROUND_TRIPS: usize = 200_000;
@@ -64,8 +64,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             .map_err(|e| format!("`{text}` bytes: {e}"))?,
         None => 56,
     };
-    if bytes > MAX_MESSAGE {
-        return Err(format!("{bytes} bytes are too many; the most is {MAX_MESSAGE}").into());
+    if bytes > MAX_INLINE {
+        return Err(format!("{bytes} bytes are too many; the most is {MAX_INLINE}").into());
     }
     match arguments.next() {
         Some(address) => measure(&address, bytes),

@@ -4,7 +4,7 @@
 mod support;
 
 use support::{PATIENCE, Peer, Scratch, connect, next_event, opened, role};
-use tightbeam::{Batch, Counter, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply};
+use tightbeam::{Batch, Counter, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply};
 
 const NUMBERED: u16 = 1;
 const PLAIN: u16 = 2;
@@ -65,7 +65,7 @@ fn send_batches(address: &str) {
         client.send(NUMBERED, &numbered(number)).expect("room");
         number += 1;
         if round % 16 == 0 {
-            client.send(PLAIN, &[7; MAX_MESSAGE]).expect("room");
+            client.send(PLAIN, &[7; MAX_INLINE]).expect("room");
         }
         client.poll(64);
     }
@@ -82,9 +82,7 @@ fn batches_arrive_whole_and_in_order() {
     let scratch = Scratch::new("batches");
     let handlers = Handlers::new()
         .on(NUMBERED, check)
-        .on(PLAIN, |_, message, _| {
-            assert_eq!(message.len(), MAX_MESSAGE)
-        });
+        .on(PLAIN, |_, message, _| assert_eq!(message.len(), MAX_INLINE));
     let builder = Endpoint::builder()
         .state(Seen::default())
         .handlers(handlers);
@@ -126,8 +124,8 @@ fn a_batch_that_was_not_sent_stays() {
     assert_eq!(batch.len(), 1, "a full ring keeps it");
     batch.clear();
     assert!(batch.is_empty());
-    assert!(!batch.push(1, &[0; MAX_MESSAGE]), "no room for its head");
-    assert!(batch.push(1, &[0; MAX_MESSAGE - 8]));
+    assert!(!batch.push(1, &[0; MAX_INLINE]), "no room for its head");
+    assert!(batch.push(1, &[0; MAX_INLINE - 8]));
 }
 
 /// The control thread has told of the hang-up before the first batch is looked at.

@@ -11,7 +11,7 @@ use std::process::ExitStatus;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 use support::{Ledger, Peer, Scratch, opened, patiently, role};
-use tightbeam::{Endpoint, Handlers, MAX_MESSAGE, PAYLOAD_BYTES, Wait};
+use tightbeam::{Endpoint, Handlers, MAX_INLINE, PAYLOAD_BYTES, Wait};
 use tightbeam_sys::process::exit_now;
 
 const ECHO: u16 = 1;
@@ -154,9 +154,9 @@ fn call(client: &mut Endpoint<Handled>, calls: u64) {
 
 /// Both sides send to each other, faster than they handle: rings fill, and sending waits.
 fn stream(endpoint: &mut Endpoint<Handled>) {
-    let payload = [0xa5; MAX_MESSAGE];
+    let payload = [0xa5; MAX_INLINE];
     for n in 0..STREAM {
-        let payload = &payload[..n as usize % (MAX_MESSAGE + 1)];
+        let payload = &payload[..n as usize % (MAX_INLINE + 1)];
         assert_eq!(endpoint.send(COUNT, payload), Ok(()));
     }
     while endpoint.state().messages < STREAM {

@@ -7,7 +7,7 @@ use rustix::process::{Signal, getpid, kill_process};
 use std::time::{Duration, Instant};
 use support::{Ledger, PATIENCE, Peer, Scratch, connect, next_event, opened, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError,
+    CallError, Counter, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, SendError,
 };
 
 const ECHO: u16 = 1;
@@ -96,10 +96,10 @@ fn child_role() {
 fn stream(address: &str, count: u64) -> Endpoint {
     let ledger = Ledger::of(address);
     let mut client = connect(address);
-    let mut payload = [0; MAX_MESSAGE];
+    let mut payload = [0; MAX_INLINE];
     for n in 0..count {
         payload[..8].copy_from_slice(&n.to_ne_bytes());
-        let len = 8 + (n as usize * 13) % (MAX_MESSAGE - 7);
+        let len = 8 + (n as usize * 13) % (MAX_INLINE - 7);
         ledger.write(ATTEMPTED, n + 1);
         client.send(NUMBERED, &payload[..len]).expect("room");
         ledger.write(PUBLISHED, n + 1);

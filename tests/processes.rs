@@ -6,7 +6,7 @@ mod support;
 use std::time::{Duration, Instant};
 use support::{Ledger, PATIENCE, Peer, Scratch, connect, next_event, opened, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_MESSAGE, Message,
+    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_INLINE, Message,
     PAYLOAD_BYTES, Reply, SendError, TypedMessage, TypedReply, Wait,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -47,7 +47,7 @@ fn check(seen: &mut Seen, message: Message<'_>, reply: Reply<'_>) {
     reply.send(bytes);
 }
 
-const PATTERNS: [[u8; MAX_MESSAGE]; 2] = [[0x00; MAX_MESSAGE], [0xff; MAX_MESSAGE]];
+const PATTERNS: [[u8; MAX_INLINE]; 2] = [[0x00; MAX_INLINE], [0xff; MAX_INLINE]];
 
 /// Each message must be of one pattern.
 fn count(seen: &mut Seen, message: Message<'_>, _reply: Reply<'_>) {
@@ -125,7 +125,7 @@ fn child_role() {
 
 fn echo_all_sizes(address: &str) {
     let mut client = connect(address);
-    for len in 0..=MAX_MESSAGE {
+    for len in 0..=MAX_INLINE {
         let payload: Vec<u8> = (0..len).map(|i| expected(i, len)).collect();
         let answer = client.call(CHECK, &payload).expect("an answer");
         assert_eq!(answer, payload, "{len} bytes");
@@ -136,7 +136,7 @@ fn echo_all_sizes(address: &str) {
 fn stream_patterns(address: &str, handler: u16, depth: usize) {
     const MOST: usize = 2_000_000;
     const DURATION: Duration = Duration::from_millis(700);
-    const SIZES: [usize; 7] = [8, 56, 57, 112, 500, 1, MAX_MESSAGE];
+    const SIZES: [usize; 7] = [8, 56, 57, 112, 500, 1, MAX_INLINE];
     let notes: Handlers<u64> = Handlers::new().on(NOTE, |notes, _, _| *notes += 1);
     let builder = Endpoint::builder().state(0).handlers(notes);
     let builder = builder.depth(depth).deadline(PATIENCE).wait(Wait::Spin);
@@ -146,7 +146,7 @@ fn stream_patterns(address: &str, handler: u16, depth: usize) {
     while sent < MOST && (sent % 256 != 0 || Instant::now() < end) {
         let len = match handler {
             // Shorter and shorter, so that one fits where a longer one was.
-            COUNT_LATE => MAX_MESSAGE - PAYLOAD_BYTES * (sent / 2 % 12),
+            COUNT_LATE => MAX_INLINE - PAYLOAD_BYTES * (sent / 2 % 12),
             _ => SIZES[sent % SIZES.len()],
         };
         // Those that are two apart differ, because they may lie in the same slots.
@@ -173,7 +173,7 @@ fn stream_counted(address: &str, number: usize) {
     let mut client = connect(address);
     let mut bytes = 0;
     for n in 0..STREAM + number {
-        let payload = &PATTERNS[0][..(n * 31) % (MAX_MESSAGE + 1)];
+        let payload = &PATTERNS[0][..(n * 31) % (MAX_INLINE + 1)];
         client.send(COUNT, payload).expect("room");
         bytes += payload.len() as u64;
     }
@@ -198,7 +198,7 @@ fn many_clients_exchange_all_sizes_with_one_listener() {
             Event::Opened { .. } => came += 1,
             Event::Closed { counters, .. } => {
                 let handled = counters.get(Counter::Received);
-                assert_eq!(handled, MAX_MESSAGE as u64 + 1);
+                assert_eq!(handled, MAX_INLINE as u64 + 1);
                 assert_eq!(counters.get(Counter::Sent), handled);
                 closed += 1;
             }
@@ -206,7 +206,7 @@ fn many_clients_exchange_all_sizes_with_one_listener() {
         }
     }
     assert_eq!(came, clients.len());
-    let messages = (clients.len() * (MAX_MESSAGE + 1)) as u64;
+    let messages = (clients.len() * (MAX_INLINE + 1)) as u64;
     assert_eq!(
         (server.state().messages, server.state().wrong),
         (messages, 0)
@@ -375,13 +375,13 @@ fn a_full_ring_keeps_nothing_and_a_large_message_names_the_limit() {
     patiently(|| (server.poll(64) > 0).then_some(()));
     assert_eq!(client.try_send(COUNT, &payload), Ok(()));
     let error = client
-        .try_send(COUNT, &[0; MAX_MESSAGE + 1])
+        .try_send(COUNT, &[0; MAX_INLINE + 1])
         .expect_err("too large");
     assert_eq!(
         error,
         SendError::TooLarge {
-            len: MAX_MESSAGE + 1,
-            max: MAX_MESSAGE
+            len: MAX_INLINE + 1,
+            max: MAX_INLINE
         }
     );
     for word in ["1081", "1080"] {

@@ -4,7 +4,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
-use tightbeam::MAX_MESSAGE;
+use tightbeam::MAX_INLINE;
 use tightbeam_sys::memory::SharedWords;
 
 /// Words of each process on the board.
@@ -146,11 +146,11 @@ fn mixed(sender: u64, number: u64) -> u64 {
 }
 
 /// Writes the message with this number into `bytes` and returns it. Of all that is in it the receiver knows each bit.
-pub(crate) fn fill(bytes: &mut [u8; MAX_MESSAGE], sender: u64, number: u64) -> &[u8] {
+pub(crate) fn fill(bytes: &mut [u8; MAX_INLINE], sender: u64, number: u64) -> &[u8] {
     let mixed = mixed(sender, number);
     // Most are small, as most are; one in 16 may be of any length.
     let room = match mixed >> 60 {
-        0 => MAX_MESSAGE - HEAD + 1,
+        0 => MAX_INLINE - HEAD + 1,
         _ => 57,
     };
     let len = HEAD + (mixed as u32 as usize % room);
@@ -167,7 +167,7 @@ pub(crate) fn fill(bytes: &mut [u8; MAX_MESSAGE], sender: u64, number: u64) -> &
 pub(crate) fn read(bytes: &[u8]) -> Option<(u64, u64)> {
     let word = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
     let (sender, number) = (word(0)?, word(8)?);
-    let right = fill(&mut [0; MAX_MESSAGE], sender, number) == bytes;
+    let right = fill(&mut [0; MAX_INLINE], sender, number) == bytes;
     right.then_some((sender, number))
 }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tightbeam::{
-    CallError, ChannelId, Counter, Endpoint, Event, MAX_MESSAGE, OpenError, SendError, Wait,
+    CallError, ChannelId, Counter, Endpoint, Event, MAX_INLINE, OpenError, SendError, Wait,
 };
 
 /// Children that talk at a time.
@@ -294,7 +294,7 @@ impl Survivor {
     /// Messages to everybody, and now and then a call.
     fn talk(&mut self) {
         self.turn += 1;
-        let mut room = [0; MAX_MESSAGE];
+        let mut room = [0; MAX_INLINE];
         for (&number, life) in &mut self.lives {
             let Some(channel) = life.channel else {
                 continue;

@@ -7,7 +7,7 @@ use crate::support::opening::{
 use crate::support::{PATIENCE, Scratch, next_event, patiently};
 use crate::traffic::{Books, NUMBERED, builder};
 use std::os::fd::{AsFd, OwnedFd};
-use tightbeam::{CallError, ChannelId, Endpoint, Event, MAX_MESSAGE, SendError};
+use tightbeam::{CallError, ChannelId, Endpoint, Event, MAX_INLINE, SendError};
 use tightbeam_segment::{Identity, Incarnation, Layout, OwnLines};
 use tightbeam_sys::memory::{MemoryOptions, OwnMemory};
 
@@ -36,7 +36,7 @@ fn opened(endpoint: &mut Endpoint<Books>) -> ChannelId {
 pub(crate) fn ids(rounds: u64) {
     let scratch = Scratch::new("stale-ids");
     let mut random = Random::new(seed());
-    let mut room = [0; MAX_MESSAGE];
+    let mut room = [0; MAX_INLINE];
     let mut client = builder()
         .listen(&format!("{}.client", scratch.address()))
         .expect("a free path");

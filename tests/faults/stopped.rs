@@ -7,7 +7,7 @@ use crate::support::{Scratch, opened, patiently};
 use crate::traffic::{Books, ECHO, MUTE, NUMBERED, answers_to, builder, now};
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::{Duration, Instant};
-use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, MAX_MESSAGE, SendError, Wait};
+use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, MAX_INLINE, SendError, Wait};
 
 /// The roles here; they are numbers on the board too.
 const CONSUMER: u64 = 10;
@@ -123,7 +123,7 @@ impl Hub {
     }
 
     fn send(&mut self) {
-        let mut room = [0; MAX_MESSAGE];
+        let mut room = [0; MAX_INLINE];
         for _ in 0..8 {
             let payload = fill(&mut room, answers_to(CONSUMER), self.sent + 1);
             match self.endpoint.try_send_to(self.consumer, NUMBERED, payload) {
@@ -240,7 +240,7 @@ impl Hub {
 
 /// Sends without a pause over one channel after the other, each until it is told that it was closed.
 fn zombie(board: &Board, address: &str) {
-    let mut room = [0; MAX_MESSAGE];
+    let mut room = [0; MAX_INLINE];
     let mut client = builder()
         .listen(&format!("{address}.zombie"))
         .expect("a free path");

@@ -4,7 +4,7 @@ use crate::board::{Board, Random, Word, fill, read};
 use crate::support::PATIENCE;
 use std::time::Duration;
 use tightbeam::{
-    CallError, ChannelId, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError,
+    CallError, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, SendError,
 };
 
 /// A numbered message.
@@ -114,7 +114,7 @@ impl Talker<'_> {
         endpoint: &mut Endpoint<Books>,
         channel: ChannelId,
     ) -> Result<(), SendError> {
-        let mut room = [0; MAX_MESSAGE];
+        let mut room = [0; MAX_INLINE];
         let next = self.sent + 1;
         let payload = fill(&mut room, self.number, next);
         self.board.set(self.number, Word::Attempted, next);
@@ -196,7 +196,7 @@ pub(crate) const SELDOM: u64 = 2;
 pub(crate) fn third_party(board: &Board, number: u64, address: &str) {
     let mut client = crate::support::patiently(|| builder().connect(address).ok());
     let mut random = Random::new(number);
-    let mut room = [0; MAX_MESSAGE];
+    let mut room = [0; MAX_INLINE];
     loop {
         match board.get(number, Word::Wish) {
             END => return,

@@ -2,7 +2,7 @@
 
 use crate::board::Word;
 use crate::pen::{
-    BATCH, CURSOR_LINE, Header, JUMP, MAX_MESSAGE, REPLY, RING_LINE, STARTS, STATE_LINE, next_tag,
+    BATCH, CURSOR_LINE, Header, JUMP, MAX_INLINE, REPLY, RING_LINE, STARTS, STATE_LINE, next_tag,
 };
 use crate::scribe::Scribe;
 use crate::victim::{ASK, ECHO, NOTE, STORM};
@@ -10,7 +10,7 @@ use rustix::net::Shutdown;
 use tightbeam_sys::wake;
 
 const HANDLERS: [u16; 6] = [ECHO, NOTE, ASK, STORM, 5, u16::MAX];
-const LENGTHS: [usize; 10] = [0, 1, 8, 55, 56, 57, 120, 121, 1000, MAX_MESSAGE];
+const LENGTHS: [usize; 10] = [0, 1, 8, 55, 56, 57, 120, 121, 1000, MAX_INLINE];
 /// Acts without progress after which the scribbler looks where the victim is.
 const PATIENCE: usize = 64;
 
@@ -223,7 +223,7 @@ fn flip_headers(scribe: &mut Scribe<'_>) {
 /// The same of which some are lies.
 fn flip_anything(scribe: &mut Scribe<'_>) {
     let good = scribe.pen.header(0, 8, NOTE).word();
-    let long = scribe.pen.header(0, MAX_MESSAGE, NOTE).word();
+    let long = scribe.pen.header(0, MAX_INLINE, NOTE).word();
     // The same message with one bit changed.
     let bad = [good, long].map(|header| header ^ 1 << (8 + scribe.random.below(40)));
     flip(scribe, &[good, bad[0], long, bad[1]]);
@@ -255,7 +255,7 @@ fn own_spare_word(scribe: &mut Scribe<'_>) {
 fn flip_payload(scribe: &mut Scribe<'_>) {
     let (at, len) = (
         scribe.pen.head.slot,
-        scribe.random.of(&[40, 56, 184, 1000, MAX_MESSAGE]),
+        scribe.random.of(&[40, 56, 184, 1000, MAX_INLINE]),
     );
     let header = scribe
         .pen

@@ -3,7 +3,7 @@
 use crate::board::{Board, Random, Word, own_time, pin};
 use crate::support::{PATIENCE, patiently};
 use crate::victim::{ECHO, transformed};
-use tightbeam::{Endpoint, MAX_MESSAGE, Wait};
+use tightbeam::{Endpoint, MAX_INLINE, Wait};
 use tightbeam_sys::clock::TickClock;
 
 /// Calls between two looks at the board.
@@ -22,12 +22,12 @@ pub(crate) fn run(board: &Board, address: &str) {
         builder.connect(address).ok()
     });
     let mut random = Random::new(board.get(Word::Seed) ^ 0xc11e);
-    let (mut asked, mut payload) = (0u64, Vec::with_capacity(MAX_MESSAGE));
+    let (mut asked, mut payload) = (0u64, Vec::with_capacity(MAX_INLINE));
     let mut slow = 0;
     while board.get(Word::StopClient) == 0 {
         for _ in 0..STRETCH {
             let len = match random.once_in(16) {
-                true => random.below(MAX_MESSAGE + 1),
+                true => random.below(MAX_INLINE + 1),
                 false => 8 + random.below(49),
             };
             payload.clear();

@@ -5,7 +5,7 @@ use crate::support::patiently;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use tightbeam::{
-    Batch, ChannelId, Endpoint, Event, Handlers, MAX_MESSAGE, Message, PeerFault, Reply, SendError,
+    Batch, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, Message, PeerFault, Reply, SendError,
     Wait,
 };
 use tightbeam_sys::clock::TickClock;
@@ -90,7 +90,7 @@ fn look<'a>(seen: &mut Seen, message: Message<'a>) -> &'a [u8] {
         std::hint::spin_loop();
     }
     let same = digest(black_box(bytes)) == before;
-    seen.torn += u64::from(!same || bytes.len() != len || len > MAX_MESSAGE);
+    seen.torn += u64::from(!same || bytes.len() != len || len > MAX_INLINE);
     bytes
 }
 
@@ -222,7 +222,7 @@ pub(crate) fn run(board: &Board, address: &str) {
     let handlers = handlers.on(ASK, ask).on(STORM, storm);
     let seen = Seen {
         torn: 0,
-        answer: Vec::with_capacity(MAX_MESSAGE),
+        answer: Vec::with_capacity(MAX_INLINE),
     };
     let builder = Endpoint::builder().state(seen).handlers(handlers);
     let builder = builder.depth(DEPTH).deadline(CALL_WITHIN);
@@ -344,7 +344,7 @@ impl Victim<'_> {
             4 | 12 => {
                 let len = [8, 56, 57, 1080, 300][self.round as usize / 16 % 5];
                 self.endpoint
-                    .try_send_to(scribbler, NOTE, &[1; MAX_MESSAGE][..len])
+                    .try_send_to(scribbler, NOTE, &[1; MAX_INLINE][..len])
             }
             8 => {
                 while self.batch.len() < 5 && self.batch.push(NOTE, &[2; 20]) {}

@@ -1,6 +1,6 @@
 //! What is stepped through, and what the victim and the survivor agree on: messages, and the words of the ledger.
 
-use tightbeam::MAX_MESSAGE;
+use tightbeam::MAX_INLINE;
 
 /// What the victim does between its two marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,7 +116,7 @@ pub(crate) const DEPTH: usize = 16;
 const LAP: u64 = 16;
 
 pub(crate) const SHORT: usize = 56;
-pub(crate) const LONG: usize = MAX_MESSAGE;
+pub(crate) const LONG: usize = MAX_INLINE;
 
 /// Words of the ledger. The victim writes how far it is; messages that it is about to send, and has sent; messages that it
 /// has handled, and how many of them were not what was sent.
@@ -141,11 +141,11 @@ pub(crate) const ASK: u16 = 2;
 pub(crate) const ECHO: u16 = 3;
 
 /// What fills the messages: those that are near each other differ in every byte.
-static FILLS: [[u8; MAX_MESSAGE]; 64] = {
-    let mut fills = [[0; MAX_MESSAGE]; 64];
+static FILLS: [[u8; MAX_INLINE]; 64] = {
+    let mut fills = [[0; MAX_INLINE]; 64];
     let mut number = 0;
     while number < fills.len() {
-        fills[number] = [number as u8 + 1; MAX_MESSAGE];
+        fills[number] = [number as u8 + 1; MAX_INLINE];
         number += 1;
     }
     fills

@@ -12,7 +12,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tightbeam::{CallError, Endpoint, Event, Handlers, MAX_MESSAGE, SendError};
+use tightbeam::{CallError, Endpoint, Event, Handlers, MAX_INLINE, SendError};
 use tightbeam_sys::clock::TickClock;
 
 /// The handler that answers with what it was sent.
@@ -92,9 +92,9 @@ pub(crate) struct PingArgs {
 
 fn parse_size(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(size) if size <= MAX_MESSAGE => Ok(size),
+        Ok(size) if size <= MAX_INLINE => Ok(size),
         _ => Err(format!(
-            "a size is a number of bytes from 0 to {MAX_MESSAGE}"
+            "a size is a number of bytes from 0 to {MAX_INLINE}"
         )),
     }
 }
@@ -407,7 +407,7 @@ mod tests {
     fn sizes_are_those_of_a_message() {
         assert_eq!(parse_size("0"), Ok(0));
         assert!(
-            parse_size(&(MAX_MESSAGE + 1).to_string())
+            parse_size(&(MAX_INLINE + 1).to_string())
                 .unwrap_err()
                 .contains("from 0 to")
         );

@@ -123,7 +123,7 @@ pub struct Message<'a>(pub(crate) Incoming<'a>);
 
 impl<'a> Message<'a> {
     /// The payload, in private memory: the sender cannot change it any more (D4). At most
-    /// [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes, 8-byte aligned.
+    /// [`MAX_INLINE`](crate::MAX_INLINE) bytes, 8-byte aligned.
     #[inline(always)]
     pub fn bytes(self) -> &'a [u8] {
         self.0.bytes()
@@ -179,7 +179,7 @@ impl<'a> Reply<'a> {
     /// Answers. Never waits: room for replies is kept in reserve.
     ///
     /// A message that was sent, not called, has nobody to answer; then nothing is sent and `reply_unwanted` counts one. Of an
-    /// answer above [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes nothing is sent, `call_unanswered` counts one, and the caller
+    /// answer above [`MAX_INLINE`](crate::MAX_INLINE) bytes nothing is sent, `call_unanswered` counts one, and the caller
     /// gets [`CallError::NoReply`](crate::CallError::NoReply).
     #[inline(always)]
     pub fn send(self, payload: &[u8]) {

@@ -46,7 +46,7 @@ pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
 
 pub use tightbeam_segment::{
-    Audit, Batch, Counter, Counters, Finding, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE,
+    Audit, Batch, Counter, Counters, Finding, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_INLINE,
     MIN_DEPTH, Mismatch, PAYLOAD_BYTES, PeerFault, Place, Ring, Teller,
 };
 pub use tightbeam_sys::Errno;

@@ -80,7 +80,7 @@ impl<S> Endpoint<S> {
 
     /// Sends a message to the peer's handler with this index if there is room in the send ring, without waiting.
     ///
-    /// Copies the payload, at most [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes. Makes no system call unless the peer sleeps.
+    /// Copies the payload, at most [`MAX_INLINE`](crate::MAX_INLINE) bytes. Makes no system call unless the peer sleeps.
     #[inline(always)]
     pub fn try_send_to(
         &mut self,

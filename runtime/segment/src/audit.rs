@@ -15,7 +15,7 @@ use crate::layout::{CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, PAYLOAD_BYTES, RI
 use crate::lines::PeerLine;
 use crate::port::Port;
 use crate::send::Sender;
-use crate::{Counter, MAX_MESSAGE};
+use crate::{Counter, MAX_INLINE};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -277,7 +277,7 @@ impl Walk {
                 self.count = self.count.wrapping_add(1);
                 Step::Jump
             }
-            Some(_) if header.len() > MAX_MESSAGE => Step::Nothing,
+            Some(_) if header.len() > MAX_INLINE => Step::Nothing,
             Some(_) if (header.len() > PAYLOAD_BYTES) != header.multi() => Step::Nothing,
             Some(_) => {
                 let slots = header.slots() as u64;

@@ -15,7 +15,7 @@
 //! several messages share a packet only when there are several).
 
 use crate::descriptor::{Descriptor, Outgoing};
-use crate::layout::MAX_MESSAGE;
+use crate::layout::MAX_INLINE;
 use crate::port::Port;
 use crate::receive::Incoming;
 use crate::words::last_word;
@@ -30,11 +30,11 @@ const LENGTH: u64 = 0xffff;
 
 /// One-way messages that are sent together.
 ///
-/// Holds up to [`MAX_MESSAGE`] bytes, of which each message takes its payload, rounded up to 8 and at least 8, and 8 more unless it has
+/// Holds up to [`MAX_INLINE`] bytes, of which each message takes its payload, rounded up to 8 and at least 8, and 8 more unless it has
 /// the handler and the length of the one before it. Allocates nothing.
 #[derive(Clone)]
 pub struct Batch {
-    bytes: [u8; MAX_MESSAGE],
+    bytes: [u8; MAX_INLINE],
     /// Words of them.
     used: usize,
     messages: usize,
@@ -47,7 +47,7 @@ impl Batch {
     /// An empty one.
     pub fn new() -> Batch {
         Batch {
-            bytes: [0; MAX_MESSAGE],
+            bytes: [0; MAX_INLINE],
             used: 0,
             messages: 0,
             run: 0,
@@ -307,14 +307,14 @@ mod tests {
         let (left, mut right) = testing::pair(Layout::new(64).unwrap());
         let mut batch = Batch::new();
         while batch.push(1, &[7; 32]) {}
-        assert_eq!(batch.len(), (MAX_MESSAGE - 8) / 32);
+        assert_eq!(batch.len(), (MAX_INLINE - 8) / 32);
         left.try_send_batch(&mut batch).unwrap();
         assert_eq!(right.arrival(), Arrival::Batch);
         assert_eq!(unpack(&mut right), alloc::vec![(1, [7; 32].to_vec()); 33]);
         right.consume();
         // Empty ones take a word, of which nobody learns what was there before.
         while batch.push(1, &[]) {}
-        assert_eq!(batch.len(), (MAX_MESSAGE - 8) / 8);
+        assert_eq!(batch.len(), (MAX_INLINE - 8) / 8);
         assert!(batch.bytes[8..].iter().all(|&byte| byte == 0));
         left.try_send_batch(&mut batch).unwrap();
         assert_eq!(right.arrival(), Arrival::Batch);

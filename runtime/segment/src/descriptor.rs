@@ -91,7 +91,7 @@ pub(crate) const CREDIT_MASK: u64 = (1 << 20) - 1;
 const WANTED: u64 = 1 << 47;
 const TARGET_SHIFT: u32 = 48;
 
-const _: () = assert!(crate::MAX_MESSAGE as u64 <= LEN_MASK);
+const _: () = assert!(crate::MAX_INLINE as u64 <= LEN_MASK);
 const _: () = assert!((crate::MAX_DEPTH as u64) * 2 < CREDIT_MASK);
 
 /// A header as found in a slot: an allegation until its parts have been checked.
@@ -153,7 +153,7 @@ impl Descriptor {
     /// Whether the length is one that fits M. (One that does not is refused where there is time for it.)
     #[inline(always)]
     pub(crate) fn length_fits(self) -> bool {
-        !self.multi() || (crate::PAYLOAD_BYTES + 1..=crate::MAX_MESSAGE).contains(&self.len())
+        !self.multi() || (crate::PAYLOAD_BYTES + 1..=crate::MAX_INLINE).contains(&self.len())
     }
 
     /// The kind, or `None` for a kind or a flag that nobody defined.
@@ -244,7 +244,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_MESSAGE, consumed: u64, wanted: bool, restart: bool) {
+        fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_INLINE, consumed: u64, wanted: bool, restart: bool) {
             let out = if wanted { Outgoing::call(target) } else { Outgoing::message(target) };
             let head = u64::from(tag) | if restart { RESTART } else { 0 };
             let d = match len > crate::PAYLOAD_BYTES {

@@ -4,10 +4,10 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerFault {
-    /// A message header names a length above [`MAX_MESSAGE`](crate::MAX_MESSAGE).
+    /// A message header names a length above [`MAX_INLINE`](crate::MAX_INLINE).
     #[error(
         "a message header alleges {len} bytes; the most is {}",
-        crate::MAX_MESSAGE
+        crate::MAX_INLINE
     )]
     Length {
         /// The alleged length in bytes.

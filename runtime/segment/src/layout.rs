@@ -28,7 +28,7 @@ pub const PAYLOAD_BYTES: usize = SLOT_BYTES - 8;
 /// The most slots that a message takes. (Models have fewer, so that all interleavings can be tried.)
 pub const MAX_SLOTS: usize = if cfg!(loom) { 2 } else { 17 };
 /// The longest message in bytes.
-pub const MAX_MESSAGE: usize = PAYLOAD_BYTES + (MAX_SLOTS - 1) * SLOT_BYTES;
+pub const MAX_INLINE: usize = PAYLOAD_BYTES + (MAX_SLOTS - 1) * SLOT_BYTES;
 /// The most calls that may be unanswered at a time in one direction of a channel.
 pub const MAX_CALLS: usize = if cfg!(loom) { 1 } else { 4 };
 /// The smallest ring depth in slots.
@@ -186,7 +186,7 @@ mod tests {
     #[test]
     fn numbers_that_peers_agree_on() {
         assert_eq!(
-            (SLOT_BYTES, PAYLOAD_BYTES, MAX_SLOTS, MAX_MESSAGE),
+            (SLOT_BYTES, PAYLOAD_BYTES, MAX_SLOTS, MAX_INLINE),
             (64, 56, 17, 1080)
         );
         assert_eq!(

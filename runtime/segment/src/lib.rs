@@ -76,7 +76,7 @@ pub use descriptor::{Kind, Outgoing};
 pub use fault::PeerFault;
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
 pub use layout::{
-    LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_MESSAGE, MAX_SLOTS, MIN_DEPTH,
+    LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_INLINE, MAX_SLOTS, MIN_DEPTH,
     PAYLOAD_BYTES, SLOT_BYTES, VERSION,
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};

@@ -5,7 +5,7 @@
 //! handled; the payload is copied out when somebody asks for it, or before the credit for it goes out.
 
 use crate::descriptor::{Descriptor, Kind, credit_word, next_tag, slots_of};
-use crate::layout::{Layout, MAX_MESSAGE, PAYLOAD_BYTES, RING_LINE};
+use crate::layout::{Layout, MAX_INLINE, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
 use crate::sync::spin_loop;
@@ -302,7 +302,7 @@ impl Port {
     /// Turns an alleged header into an arrival; nothing of it is believed before this.
     fn check(&self, found: Descriptor) -> Result<Arrival, PeerFault> {
         let (len, kind) = (found.len(), found.kind());
-        if len > MAX_MESSAGE || (len > PAYLOAD_BYTES) != found.multi() {
+        if len > MAX_INLINE || (len > PAYLOAD_BYTES) != found.multi() {
             return Err(PeerFault::Length { len });
         }
         let answer = match kind {

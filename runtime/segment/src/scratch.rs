@@ -2,7 +2,7 @@
 //!
 //! It is laid out as the slots are, the place of the header word left empty, so that lines go over whole and aligned.
 
-use crate::layout::{MAX_MESSAGE, MAX_SLOTS, PAYLOAD_BYTES};
+use crate::layout::{MAX_INLINE, MAX_SLOTS, PAYLOAD_BYTES};
 use crate::lines::LINE_WORDS;
 use core::cell::{Cell, UnsafeCell};
 
@@ -19,7 +19,7 @@ pub(crate) type LineWords = [u64; LINE_WORDS];
 #[repr(C, align(64))]
 struct Buffer([LineWords; MAX_SLOTS]);
 
-const _: () = assert!(size_of::<Buffer>() == HEADER_BYTES + MAX_MESSAGE);
+const _: () = assert!(size_of::<Buffer>() == HEADER_BYTES + MAX_INLINE);
 
 /// Room for the largest inline message.
 pub(crate) struct Scratch {
@@ -60,8 +60,8 @@ impl Scratch {
     /// `len` bytes, at most as many as there are.
     #[inline(always)]
     pub(crate) fn bytes(&self, len: usize) -> &[u8] {
-        let begin = self.begin.get().min(MAX_MESSAGE);
-        let len = len.min(MAX_MESSAGE - begin);
+        let begin = self.begin.get().min(MAX_INLINE);
+        let len = len.min(MAX_INLINE - begin);
         let buffer = self.buffer.get().cast::<u8>();
         // SAFETY: bounds: HEADER_BYTES + begin is at most the buffer's size.
         let payload = unsafe { buffer.add(HEADER_BYTES + begin) };

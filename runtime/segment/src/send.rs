@@ -27,7 +27,7 @@
 use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
 use crate::lap::{Lap, NO_JUMP, reached};
 use crate::layout::{
-    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_MESSAGE, PAYLOAD_BYTES,
+    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_INLINE, PAYLOAD_BYTES,
     RING_LINE, hot_slots,
 };
 use crate::lines::OwnLine;
@@ -217,7 +217,7 @@ impl Sender {
 impl Port {
     /// Sends a message if there is room, without waiting and without a system call.
     ///
-    /// The payload, at most [`MAX_MESSAGE`] bytes, is copied into my segment; the peer sees it whole or not at all.
+    /// The payload, at most [`MAX_INLINE`] bytes, is copied into my segment; the peer sees it whole or not at all.
     #[inline(always)]
     pub fn try_send(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         if payload.len() > PAYLOAD_BYTES {
@@ -236,7 +236,7 @@ impl Port {
 
     #[inline(never)]
     fn send_long(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
-        let (len, max) = (payload.len(), MAX_MESSAGE);
+        let (len, max) = (payload.len(), MAX_INLINE);
         if len > max {
             return Err(TrySendError::TooLarge { len, max });
         }

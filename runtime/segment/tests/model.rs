@@ -9,7 +9,7 @@ use proptest::collection::vec;
 use proptest::prelude::*;
 use std::collections::VecDeque;
 use tightbeam_segment::{
-    Answer, Arrival, Batch, Counter, Layout, MAX_CALLS, MAX_MESSAGE, Outgoing, PAYLOAD_BYTES, Port,
+    Answer, Arrival, Batch, Counter, Layout, MAX_CALLS, MAX_INLINE, Outgoing, PAYLOAD_BYTES, Port,
     SLOT_BYTES, TrySendError, audit_pair, testing,
 };
 
@@ -47,8 +47,8 @@ fn len() -> impl Strategy<Value = usize> {
     prop_oneof![
         4 => 0usize..=PAYLOAD_BYTES,
         2 => PAYLOAD_BYTES..=4 * PAYLOAD_BYTES,
-        1 => 0usize..=MAX_MESSAGE,
-        1 => Just(MAX_MESSAGE),
+        1 => 0usize..=MAX_INLINE,
+        1 => Just(MAX_INLINE),
     ]
 }
 
@@ -192,11 +192,11 @@ impl World {
             if batch.push(handler, &bytes) {
                 bytes_used += room;
                 run = Some((handler, len));
-                assert!(bytes_used <= MAX_MESSAGE);
+                assert!(bytes_used <= MAX_INLINE);
                 let what = What::Message { handler };
                 expected.push(Expected { what, bytes });
             } else {
-                assert!(bytes_used + room > MAX_MESSAGE);
+                assert!(bytes_used + room > MAX_INLINE);
             }
         }
         assert_eq!(batch.len(), expected.len());
@@ -481,14 +481,14 @@ fn a_drained_ring_starts_over_whatever_its_depth() {
 #[test]
 fn every_size_crosses_whole() {
     let mut world = World::new(64, 0, 1);
-    for len in 0..=MAX_MESSAGE {
+    for len in 0..=MAX_INLINE {
         world.send(0, true, len);
         world.poll(1, 1, Some(len));
         world.poll(0, 1, None);
     }
-    let (len, max) = (MAX_MESSAGE + 1, MAX_MESSAGE);
+    let (len, max) = (MAX_INLINE + 1, MAX_INLINE);
     let port = &world.sides[0].port;
-    let sent = port.try_send(Outgoing::message(0), &[0; MAX_MESSAGE + 1]);
+    let sent = port.try_send(Outgoing::message(0), &[0; MAX_INLINE + 1]);
     assert_eq!(sent, Err(TrySendError::TooLarge { len, max }));
 }
 
@@ -524,7 +524,7 @@ fn a_deep_slot_is_not_found_again_255_laps_later() {
 /// A reply tells the peer that the slots are free; the payload that is read after it must still be the old one.
 #[test]
 fn a_payload_outlives_its_reply() {
-    for len in [1, 56, 57, 150, 300, MAX_MESSAGE] {
+    for len in [1, 56, 57, 150, 300, MAX_INLINE] {
         let (mut left, mut right) = testing::pair(Layout::new(64).unwrap());
         for round in 0..200usize {
             for _ in 0..round % 11 {
@@ -580,7 +580,7 @@ fn a_refused_call_leaves_nothing_behind() {
             for _ in 0..warm_up {
                 let lap = left.counters().get(Counter::Restarts) + 2;
                 let forged = (lap | 8 << 16 | 0x7777 << 48).to_le_bytes();
-                left.try_send(Outgoing::message(1), &forged.repeat(MAX_MESSAGE / 8))
+                left.try_send(Outgoing::message(1), &forged.repeat(MAX_INLINE / 8))
                     .unwrap();
                 assert_eq!(drain(&mut right), 1);
             }
@@ -588,7 +588,7 @@ fn a_refused_call_leaves_nothing_behind() {
             for _ in 0..shorts {
                 sent += usize::from(left.try_send(Outgoing::message(5), b"").is_ok());
             }
-            let refused = left.try_send(Outgoing::call(3), &[0; MAX_MESSAGE]);
+            let refused = left.try_send(Outgoing::call(3), &[0; MAX_INLINE]);
             assert_eq!(refused, Err(TrySendError::TooManyCalls));
             for _ in 0..2 {
                 sent += usize::from(left.try_send(Outgoing::message(4), b"x").is_ok());

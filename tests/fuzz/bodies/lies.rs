@@ -4,7 +4,7 @@ use super::input::Input;
 use super::lines::{CURSOR, Lines, RING, STATE, WORDS};
 use super::reference::{BATCH, Header, JUMP, room};
 use super::ring::{World, formatted};
-use tightbeam_segment::{Identity, Layout, MAX_MESSAGE, PAYLOAD_BYTES};
+use tightbeam_segment::{Identity, Layout, MAX_INLINE, PAYLOAD_BYTES};
 
 const CREDIT_MASK: u64 = (1 << 20) - 1;
 
@@ -87,7 +87,7 @@ impl World {
             bytes.extend(said.to_ne_bytes());
             bytes.extend(vec![0x99; (1 + more) * room(len)]);
         }
-        bytes.truncate(MAX_MESSAGE - input.below(9) % 9);
+        bytes.truncate(MAX_INLINE - input.below(9) % 9);
         let mut header = self.header(input);
         (header.kind, header.len) = (BATCH, bytes.len());
         (header.multi, header.wanted) = (bytes.len() > PAYLOAD_BYTES, false);

@@ -2,7 +2,7 @@
 
 use super::lines::{Lines, RING};
 use tightbeam_segment::{
-    Answer, Arrival, Layout, MAX_MESSAGE, MAX_SLOTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES,
+    Answer, Arrival, Layout, MAX_INLINE, MAX_SLOTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES,
 };
 
 /// The parts of a header word.
@@ -133,7 +133,7 @@ impl Reader {
         let is_it = (found.tag, found.kind, found.reserved, found.target);
         match found.multi {
             false => found.len = found.len.min(PAYLOAD_BYTES),
-            true if (PAYLOAD_BYTES + 1..=MAX_MESSAGE).contains(&found.len) => {}
+            true if (PAYLOAD_BYTES + 1..=MAX_INLINE).contains(&found.len) => {}
             true => return None,
         }
         (is_it == (self.tag, REPLY, 0, call)).then_some(found)
@@ -141,7 +141,7 @@ impl Reader {
 
     fn judge(&self, found: Header) -> Arrival {
         let Header { len, target, .. } = found;
-        if len > MAX_MESSAGE || found.multi != (len > PAYLOAD_BYTES) {
+        if len > MAX_INLINE || found.multi != (len > PAYLOAD_BYTES) {
             return Arrival::Fault(PeerFault::Length { len });
         }
         let answer = match (found.kind, found.reserved, found.wanted) {

@@ -9,7 +9,7 @@ use super::lies::lie_about_identity;
 use super::lines::{CURSOR, Lines, PAGE, RING};
 use super::reference::{Header, Reader, room, slots, starts, unpack};
 use tightbeam_segment::{
-    Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, MAX_MESSAGE,
+    Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, MAX_INLINE,
     Outgoing, OwnLines, PeerFault, PeerLines, Port, TrySendError, testing,
 };
 
@@ -181,7 +181,7 @@ impl World {
             assert_eq!(self.port.arrival(), found, "a second look finds the same");
         }
         let payload = self.theirs.payload(self.reader.slot, header.len);
-        assert!(payload.len() <= MAX_MESSAGE);
+        assert!(payload.len() <= MAX_INLINE);
         let outcome = match found {
             Arrival::Batch => self.unpack(input, &payload),
             _ => {
@@ -288,7 +288,7 @@ impl World {
         });
         assert_eq!(count, messages.len());
         assert!(
-            count <= MAX_MESSAGE / 8,
+            count <= MAX_INLINE / 8,
             "a batch costs no more than its bytes"
         );
         self.lied |= order & 1 == 1;

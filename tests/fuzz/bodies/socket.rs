@@ -18,7 +18,7 @@ use support::opening::{
     HELLO, READY, REFUSAL, WELCOME, identity, opening, sealed, segment, try_send, unsealed,
 };
 use support::{PATIENCE, Scratch, patiently};
-use tightbeam::{Endpoint, Event, Handlers, MAX_MESSAGE, Wait};
+use tightbeam::{Endpoint, Event, Handlers, MAX_INLINE, Wait};
 use tightbeam_segment::Formatted;
 use tightbeam_sys::control;
 use tightbeam_sys::memory::{PeerMemory, SharedWords};
@@ -104,7 +104,7 @@ fn poll(server: &mut Endpoint<u64>) {
     let handled = server.poll(BUDGET);
     // The last message of the budget may be a batch.
     assert!(
-        handled <= (BUDGET + MAX_MESSAGE / 8) * (CLIENTS + 1),
+        handled <= (BUDGET + MAX_INLINE / 8) * (CLIENTS + 1),
         "{handled} in one poll"
     );
     while let Some(event) = server.next_event() {

@@ -13,7 +13,7 @@ use std::fmt::Display;
 use std::os::fd::OwnedFd;
 use std::path::Path as FilePath;
 use std::time::Duration;
-use tightbeam::{Batch, Endpoint, Event, Handlers, MAX_MESSAGE, Message, Reply, SendError};
+use tightbeam::{Batch, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, SendError};
 
 pub(crate) struct Shm;
 
@@ -201,7 +201,7 @@ fn yielding(mut attempt: impl FnMut() -> Result<(), SendError>) -> Result<(), Br
 
 impl Pour for Source {
     fn run(&mut self, count: u32) -> Result<(), Broken> {
-        let batched = self.message.len() <= MAX_MESSAGE / WORTH_A_BATCH;
+        let batched = self.message.len() <= MAX_INLINE / WORTH_A_BATCH;
         for _ in 0..count {
             self.sequence.write(&mut self.message);
             if !batched {
@@ -274,10 +274,10 @@ impl Path for Shm {
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
-        if spec.size > MAX_MESSAGE {
+        if spec.size > MAX_INLINE {
             return Err(endpoint(SendError::TooLarge {
                 len: spec.size,
-                max: MAX_MESSAGE,
+                max: MAX_INLINE,
             }));
         }
         let directory = PrivateDir::create()?;
