@@ -399,7 +399,8 @@ fn r07_a_sleeper_is_moved_away() {
             let sent = stage.log(channel).last;
             let sent = u64::from_ne_bytes(sent.try_into().expect("a time"));
             latencies.push(Duration::from_nanos(monotonic() - sent));
-            assert!(stage.victim.next_event().is_none());
+            let event = stage.victim.next_event();
+            assert!(event.is_none(), "{event:?}");
             stage.until_progress(number);
             stage.go(number);
         }

@@ -125,10 +125,12 @@ impl<S> Endpoint<S> {
             // The other channels too; a reply that is found here is taken in the next round.
             let handled = self.poll(BUDGET) > 0;
             if !self.wait_unless(waiting, handled) {
-                if let Some(channel) = self.channel(id) {
-                    channel.awaited = None;
-                }
-                return Err(CallError::DeadlineExceeded);
+                let Some(channel) = self.channel(id) else {
+                    return Err(CallError::Ended);
+                };
+                channel.awaited = None;
+                // What that poll has found is the answer to this call, and would be taken for one to the next.
+                return channel.answer.take().ok_or(CallError::DeadlineExceeded);
             }
         }
     }
