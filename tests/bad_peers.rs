@@ -248,8 +248,8 @@ struct Liar {
 }
 
 impl Liar {
-    /// Line 8, where the ring begins, is two lines a word away from line 0.
-    const FIRST_HEADER: usize = 4;
+    /// Line 24, where the ring begins, is two lines a word away from line 0.
+    const FIRST_HEADER: usize = 12;
 
     fn connect(scratch: &Scratch) -> Liar {
         let mut liar = Liar::greet(scratch);

@@ -6,7 +6,7 @@ use tightbeam_sys::block::SharedBlock;
 
 /// Where things are, as in `runtime/segment/src/layout.rs` and `descriptor.rs`.
 const WORDS: usize = 8;
-const RING: usize = 8;
+const RING: usize = 24;
 const CURSOR: usize = 2;
 const JUMP: u64 = 5;
 const BATCH: u64 = 4;

@@ -1,6 +1,6 @@
 //! Rows S1 to S6, S9 to S11: what a peer can say in its ring, its credit and its answers.
 
-use crate::liar::{CURSOR_LINE, Opener, REPLY, Side, credit, kind, report, target};
+use crate::liar::{CURSOR_LINE, Opener, REPLY, RING_LINE, Side, credit, kind, report, target};
 use crate::lies::{HONEST, honest, lies};
 use crate::long;
 use crate::support::{Ledger, PATIENCE, patiently};
@@ -50,7 +50,7 @@ fn tell(side: Side, row: &str, address: &str) {
         let behind = lie.slots.iter().map(|(slot, ..)| slot + 1).max();
         let behind = behind.expect("a lie has a slot");
         (behind..behind + 8)
-            .filter(|slot| *slot + 8 < liar.own.lines())
+            .filter(|slot| RING_LINE + *slot < liar.own.lines())
             .for_each(|slot| liar.own.slot(slot, honest(), &[0]));
         for (slot, header, payload) in lie.slots.iter().rev() {
             liar.own.slot(*slot, *header, payload);

@@ -278,6 +278,9 @@ enum Outcome {
     Fault(PeerFault),
 }
 
+/// Of the three bits that are zero in most messages.
+const FRAMED: u64 = 4;
+
 /// The rules of `runtime/segment/src/descriptor.rs` once more.
 fn outcome(header: u64) -> Outcome {
     let (tag, kind) = (header & 0xff, header >> 8 & 7);
@@ -302,6 +305,15 @@ fn outcome(header: u64) -> Outcome {
         return Outcome::Fault(PeerFault::Length { len });
     }
     match kind {
+        0 if flags == FRAMED && (len == 0 || !len.is_multiple_of(16) || len > 512) => {
+            Outcome::Fault(PeerFault::Length { len })
+        }
+        // No memory was ever passed.
+        0 if flags == FRAMED => Outcome::Fault(PeerFault::Frame {
+            segment: u16::MAX,
+            slot: u16::MAX,
+        }),
+        1 if flags == FRAMED => Outcome::Fault(PeerFault::UnknownCall { call: NOTE }),
         _ if flags != 0 => Outcome::Fault(PeerFault::Kind { kind: bits }),
         0 => Outcome::Noted { len },
         1..=3 => Outcome::Fault(PeerFault::UnknownCall { call: NOTE }),

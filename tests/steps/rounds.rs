@@ -407,7 +407,7 @@ fn pause(mut traced: Traced, control: Task) -> Checked {
 
 /// Whether there is a jump marker in a segment of the victim: kind 5 in the header of a slot, see `descriptor.rs`.
 fn has_jump(traced: &Traced) -> std::io::Result<bool> {
-    const RING: usize = 8;
+    const RING: usize = 24;
     let of = |name| format!("/proc/{}/{name}", traced.child.id());
     let memory = std::fs::File::open(of("mem"))?;
     let maps = std::fs::read_to_string(of("maps"))?;

@@ -5,6 +5,8 @@
 //! to two lines words are as fast or faster (1.0x against 1.2x for 64 bytes), because they may be loaded right after they
 //! were stored, where a vector waits until the words that it covers have left the store buffer.
 
+use crate::layout::SLOT_BYTES;
+
 /// As many lines as words carry as fast.
 const FEW: usize = 2;
 
@@ -28,6 +30,68 @@ pub(crate) unsafe fn copy_lines(from: *const u8, to: *mut u8, lines: usize) {
     // bounds, aliasing, lifetime: the caller's promises 1 and 2. alignment: none is needed.
     // initialised: the bytes are moved, not looked at. 3. AVX is there, because `worthwhile` asked.
     unsafe { vectors::copy_lines(from, to, lines) }
+}
+
+/// Copies `bytes` bytes, anywhere.
+///
+/// # Safety
+///
+/// As of [`copy_lines`], for so many bytes; 3. does not apply.
+pub(crate) unsafe fn copy_bytes(from: *const u8, to: *mut u8, bytes: usize) {
+    let lines = bytes / SLOT_BYTES;
+    let mut done = 0;
+    if worthwhile(lines) {
+        // SAFETY: bounds: `lines` whole lines are at most `bytes`. aliasing, lifetime: the caller's promises. 3. asked above.
+        unsafe { copy_lines(from, to, lines) };
+        done = lines * SLOT_BYTES;
+    }
+    let (from, to) = (from.wrapping_add(done), to.wrapping_add(done));
+    // SAFETY: bounds: `done` <= bytes, so what is left lies in what the caller promises. aliasing, lifetime: the caller's
+    // promises. alignment: a byte needs none. initialised: the bytes are moved, not looked at.
+    unsafe { rest::copy(from, to, bytes - done) }
+}
+
+#[cfg(all(target_arch = "x86_64", not(loom)))]
+mod rest {
+    use core::arch::asm;
+
+    /// # Safety
+    ///
+    /// As of [`super::copy_bytes`].
+    #[inline(always)]
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+        // Assembly for the reason given below.
+        // SAFETY: bounds, aliasing: the caller's promises. alignment: none is needed. The direction flag is clear, as the ABI says.
+        unsafe {
+            asm!(
+                "rep movsb",
+                inout("rcx") bytes => _,
+                inout("rsi") from => _,
+                inout("rdi") to => _,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+}
+
+#[cfg(not(all(target_arch = "x86_64", not(loom))))]
+mod rest {
+    use crate::sync::{AtomicU8, Ordering};
+
+    /// # Safety
+    ///
+    /// As of [`super::copy_bytes`].
+    pub(super) unsafe fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+        for at in 0..bytes {
+            // SAFETY: bounds, lifetime: the caller's promises. alignment: a byte needs none. aliasing: an atomic, so that whoever
+            // writes it at the same time is no data race.
+            let byte = unsafe { AtomicU8::from_ptr(from.add(at).cast_mut()) };
+            // Relaxed: the header that leads here was read with Acquire; it pairs with the header's Release.
+            let value = byte.load(Ordering::Relaxed);
+            // SAFETY: bounds, aliasing, lifetime: the caller's promises: private memory.
+            unsafe { to.add(at).write(value) };
+        }
+    }
 }
 
 #[cfg(all(target_arch = "x86_64", not(loom)))]

@@ -2,15 +2,16 @@
 //!
 //! ```text
 //!  63          48 47 46           27 26       16 15..13 12 11 10   8 7        0
-//! +--------------+--+---------------+-----------+------+--+--+------+----------+
-//! |handler / call|W | credit (20 b) |length 11 b|  0   |R |M | kind | lap tag  |
-//! +--------------+--+---------------+-----------+------+--+--+------+----------+
+//! +--------------+--+---------------+-----------+--+---+--+--+------+----------+
+//! |handler / call|W | credit (20 b) |length 11 b|F | 0 |R |M | kind | lap tag  |
+//! +--------------+--+---------------+-----------+--+---+--+--+------+----------+
 //! ```
 //!
 //! * *lap tag*: 1 to 255; the receiver knows the tag that the next message will carry, so an older slot cannot be taken for
 //!   a new one. 0 is "nothing here".
 //! * *M*: the payload goes on in the slots that follow (the length is above one slot's payload).
 //! * *R*: the next message is in slot 0, under the next tag.
+//! * *F*: the payload is a list of the frames in which the message is (`frames`).
 //! * *credit*: how many slots the writer has consumed of the ring in the other direction, modulo 2^20.
 //! * *W*: a reply is wanted.
 //!
@@ -57,6 +58,11 @@ impl Outgoing {
         Outgoing::answer(Kind::Batch, 0)
     }
 
+    /// The same in frames.
+    pub(crate) const fn framed(self) -> Self {
+        Outgoing(self.0 | FRAMED)
+    }
+
     #[inline(always)]
     pub(crate) const fn answer(kind: Kind, call: u16) -> Self {
         Outgoing((kind as u64) << KIND_SHIFT | (call as u64) << TARGET_SHIFT)
@@ -82,6 +88,8 @@ const ANSWER_MASK: u64 = 3 << KIND_SHIFT;
 const MULTI: u64 = 1 << 11;
 /// The next message starts a lap.
 pub(crate) const RESTART: u64 = 1 << 12;
+/// The payload says in which frames the message is.
+const FRAMED: u64 = 1 << 15;
 const KIND_AND_FLAGS: u64 = 0xff00;
 const LEN_SHIFT: u32 = 16;
 const LEN_MASK: u64 = (1 << 11) - 1;
@@ -99,7 +107,7 @@ const _: () = assert!((crate::MAX_DEPTH as u64) * 2 < CREDIT_MASK);
 pub(crate) struct Descriptor(pub(crate) u64);
 
 impl Descriptor {
-    /// Bits 13 to 15 are zero on the wire; the receiver's private copy uses two of them.
+    /// Bits 13 and 14 are zero on the wire; the receiver's private copy uses them.
     pub(crate) const COPIED: u64 = 1 << 13;
     pub(crate) const CONSUMED: u64 = 1 << 14;
 
@@ -158,9 +166,11 @@ impl Descriptor {
 
     /// The kind, or `None` for a kind or a flag that nobody defined.
     pub(crate) fn kind(self) -> Option<Kind> {
+        const IN_FRAMES: u64 = FRAMED >> KIND_SHIFT;
+        const REPLY_IN_FRAMES: u64 = IN_FRAMES | 1;
         match (self.0 & KIND_AND_FLAGS & !(RESTART | MULTI)) >> KIND_SHIFT {
-            0 => Some(Kind::Message),
-            1 => Some(Kind::Reply),
+            0 | IN_FRAMES => Some(Kind::Message),
+            1 | REPLY_IN_FRAMES => Some(Kind::Reply),
             2 => Some(Kind::NoHandler),
             3 => Some(Kind::NoReply),
             4 => Some(Kind::Batch),
@@ -173,6 +183,17 @@ impl Descriptor {
     #[inline(always)]
     pub(crate) fn is_reply(self) -> bool {
         self.0 & ANSWER_MASK != 0
+    }
+
+    /// Of a checked header: something is to be done about it beside taking its slots back.
+    #[inline(always)]
+    pub(crate) fn is_reply_or_framed(self) -> bool {
+        self.0 & (ANSWER_MASK | FRAMED) != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn framed(self) -> bool {
+        self.0 & FRAMED != 0
     }
 
     pub(crate) fn kind_bits(self) -> u8 {
@@ -271,7 +292,7 @@ mod tests {
         for bits in 6u64..8 {
             assert_eq!(Descriptor(1 | bits << KIND_SHIFT).kind(), None);
         }
-        for flag in [Descriptor::COPIED, Descriptor::CONSUMED, 1 << 15] {
+        for flag in [Descriptor::COPIED, Descriptor::CONSUMED] {
             assert_eq!(Descriptor(1 | flag).kind(), None);
         }
     }

@@ -58,6 +58,25 @@ pub enum PeerFault {
         /// The call number in the reply.
         call: u16,
     },
+    /// A message names a frame outside the memory that the peer has passed.
+    #[error("a message alleges to be in frame {slot} of memory {segment}, or goes beyond it")]
+    Frame {
+        /// The alleged memory.
+        segment: u16,
+        /// The alleged frame.
+        slot: u16,
+    },
+    /// The peer gives back a frame that was not lent to it.
+    #[error("the peer gives back frame {slot} of memory {segment}, which it does not have")]
+    Return {
+        /// The alleged memory.
+        segment: u16,
+        /// The alleged frame.
+        slot: u16,
+    },
+    /// The peer has passed memory for frames that this process has no room for: no descriptor, no memory. Not its fault.
+    #[error("no descriptor or memory is left here for the frames that the peer has passed")]
+    Exhausted,
     /// The control connection was closed, but the peer neither closed the channel nor ended.
     #[error("the peer hung up without closing the channel")]
     HungUp,

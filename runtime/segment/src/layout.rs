@@ -7,7 +7,8 @@
 //! | 0 | 0..8 | identity: magic, version, layout hash, page size, incarnation (2), depth, lines |
 //! | 2 | 0, 1 | credit cursor: slots consumed of the peer's ring; messages sent when that was published |
 //! | 4 | 0, 1, 2 | state: asleep?, open or closed, wake-up word |
-//! | 8.. | 8 each | the send ring: a message's first slot has a header word and 56 bytes of payload, the others 64 bytes |
+//! | 8..24 | 8 each | the free ring: which frames of the peer may be used again |
+//! | 24.. | 8 each | the send ring: a message's first slot has a header word and 56 bytes of payload, the others 64 bytes |
 //!
 //! The hot lines lie 128 bytes apart, because adjacent-line prefetchers fetch pairs.
 //!
@@ -27,8 +28,20 @@ pub const SLOT_BYTES: usize = 64;
 pub const PAYLOAD_BYTES: usize = SLOT_BYTES - 8;
 /// The most slots that a message takes. (Models have fewer, so that all interleavings can be tried.)
 pub const MAX_SLOTS: usize = if cfg!(loom) { 2 } else { 17 };
-/// The longest message in bytes.
+/// The longest message in bytes that travels in the ring itself.
 pub const MAX_INLINE: usize = PAYLOAD_BYTES + (MAX_SLOTS - 1) * SLOT_BYTES;
+/// The longest message in bytes: above [`MAX_INLINE`] it travels in frames.
+pub const MAX_MESSAGE: usize = 64 << 20;
+/// Bytes in front of a frame for headers.
+pub const HEADROOM: usize = 128;
+/// The most frames that one message is made of.
+pub const MAX_PARTS: usize = 32;
+/// The most frames that may be lent over a channel at a time, in each direction.
+pub const MAX_LOANS: usize = if cfg!(loom) { 8 } else { 128 };
+/// The most pieces of memory with frames that a side may pass to the other.
+pub const MAX_SEGMENTS: usize = 64;
+/// The most bytes of memory with frames that a side may pass to the other.
+pub const MAX_GRANTED: usize = 1 << 30;
 /// The most calls that may be unanswered at a time in one direction of a channel.
 pub const MAX_CALLS: usize = if cfg!(loom) { 1 } else { 4 };
 /// The smallest ring depth in slots.
@@ -44,7 +57,8 @@ pub(crate) const STATE_LINE: usize = 4;
 pub(crate) const STATE_ASLEEP: usize = 0;
 pub(crate) const STATE_CLOSED: usize = 1;
 pub(crate) const STATE_WAKE: usize = 2;
-pub(crate) const RING_LINE: usize = 8;
+pub(crate) const RETURNS_LINE: usize = 8;
+pub(crate) const RING_LINE: usize = RETURNS_LINE + MAX_LOANS / 8;
 
 /// While a ring keeps draining it stays within about this many slots, whatever its depth (D2).
 ///
@@ -69,13 +83,19 @@ pub const LAYOUT_HASH: u64 = hash(&[
     MAX_CALLS as u64,
     CURSOR_LINE as u64,
     STATE_LINE as u64,
+    RETURNS_LINE as u64,
     RING_LINE as u64,
+    MAX_LOANS as u64,
+    MAX_PARTS as u64,
     HOT_SLOTS as u64,
     WASTE as u64,
     // Bytes in the slots behind a message's first.
     SLOT_BYTES as u64,
     // Header fields: tag, kind, M, R, length, credit, W, target: the shift of each.
     0x00_08_0b_0c_10_1b_2f_30,
+    // F; bits of a return word: tag, segment, slot, generation. A part: segment, slot, generation; begin, length.
+    0x0f_00_08_18_28,
+    0x00_10_20_00_20,
     // Kinds, in their order: message, reply, no handler, no reply, batch, jump.
     0x00_01_02_03_04_05,
     // Ways to sleep: not at all, on the word, on the connection.
@@ -191,23 +211,23 @@ mod tests {
         );
         assert_eq!(
             (IDENTITY_LINE, CURSOR_LINE, STATE_LINE, RING_LINE),
-            (0, 2, 4, 8)
+            (0, 2, 4, 24)
         );
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
         assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0x37a2_e540_5014_7a37);
+        assert_eq!(LAYOUT_HASH, 0x3857_ba14_855c_145f);
     }
 
     #[test]
     fn footprints() {
         for (depth, lines, bytes) in [
-            (2, 127, 8_192),
-            (16, 127, 8_192),
-            (64, 174, 12_288),
-            (256, 366, 24_576),
-            (1024, 1134, 73_728),
-            (65_536, 65_646, 4_202_496),
+            (2, 143, 12_288),
+            (16, 143, 12_288),
+            (64, 190, 12_288),
+            (256, 382, 24_576),
+            (1024, 1150, 73_728),
+            (65_536, 65_662, 4_202_496),
         ] {
             let layout = Layout::new(depth).unwrap();
             assert_eq!(

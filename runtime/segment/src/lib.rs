@@ -56,6 +56,7 @@ mod copy;
 mod counters;
 mod descriptor;
 mod fault;
+mod frames;
 mod identity;
 mod lap;
 mod layout;
@@ -74,10 +75,14 @@ pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub use descriptor::{Kind, Outgoing};
 pub use fault::PeerFault;
+pub use frames::{
+    Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit, Received,
+};
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
 pub use layout::{
-    LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_INLINE, MAX_SLOTS, MIN_DEPTH,
-    PAYLOAD_BYTES, SLOT_BYTES, VERSION,
+    HEADROOM, LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE,
+    MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, MAX_SLOTS, MIN_DEPTH, PAYLOAD_BYTES,
+    SLOT_BYTES, VERSION,
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};
 pub use port::{Asleep, Ended, Port};

@@ -8,7 +8,7 @@ use crate::copy;
 use crate::layout::{RING_LINE, SLOT_BYTES};
 use crate::scratch::{Chunk, LineWords};
 use crate::sync::{AtomicU64, Ordering, fence};
-use alloc::boxed::Box;
+use alloc::sync::Arc;
 use core::ptr::NonNull;
 
 /// Words in a line.
@@ -53,18 +53,19 @@ pub unsafe trait Backing {
 /// As for [`Backing`], and the bytes are writable too.
 pub unsafe trait WritableBacking: Backing {}
 
+#[derive(Clone)]
 struct RawLines {
     base: NonNull<Line>,
     count: LineCount,
     /// Keeps the memory mapped; never looked at again.
-    _backing: Box<dyn Backing + Send>,
+    _backing: Arc<dyn Backing + Send + Sync>,
 }
 
-// SAFETY: aliasing: the backing is Send, and what lies at the address are atomics; nothing about them belongs to a thread.
+// SAFETY: aliasing: the backing is Send and Sync, and what lies at the address are atomics; nothing about them belongs to a thread.
 unsafe impl Send for RawLines {}
 
 impl RawLines {
-    fn new(backing: Box<dyn Backing + Send>) -> Self {
+    fn new(backing: Arc<dyn Backing + Send + Sync>) -> Self {
         assert!(
             backing.lines() >= RING_LINE,
             "smaller than a segment's head"
@@ -124,9 +125,16 @@ fn outside(index: usize, count: usize) -> ! {
 pub struct OwnLines(RawLines);
 
 impl OwnLines {
+    /// The same lines, for another part of the same port. Each word keeps its one writer.
+    pub(crate) fn share(&self) -> OwnLines {
+        OwnLines(self.0.clone())
+    }
+}
+
+impl OwnLines {
     /// Takes memory that this process may write.
-    pub fn new(backing: impl WritableBacking + Send + 'static) -> Self {
-        OwnLines(RawLines::new(Box::new(backing)))
+    pub fn new(backing: impl WritableBacking + Send + Sync + 'static) -> Self {
+        OwnLines(RawLines::new(Arc::new(backing)))
     }
 
     /// How many lines there are.
@@ -202,8 +210,8 @@ pub struct PeerLines(RawLines);
 
 impl PeerLines {
     /// Takes memory that the peer writes and this process has mapped; nothing is ever stored to it.
-    pub fn new(backing: impl Backing + Send + 'static) -> Self {
-        PeerLines(RawLines::new(Box::new(backing)))
+    pub fn new(backing: impl Backing + Send + Sync + 'static) -> Self {
+        PeerLines(RawLines::new(Arc::new(backing)))
     }
 
     /// How many lines there are.

@@ -8,6 +8,7 @@
 
 use crate::batch::Next;
 use crate::descriptor::{Descriptor, Outgoing};
+use crate::frames::Loans;
 use crate::identity::{Attached, Formatted};
 use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, Layout, MAX_CALLS, STATE_ASLEEP, STATE_CLOSED,
@@ -64,6 +65,7 @@ pub struct Port {
     pub(crate) in_batch: Cell<Next>,
     /// Numbers of our calls that await their answer, or [`NO_CALL`].
     pub(crate) calls: [Cell<u32>; MAX_CALLS],
+    pub(crate) frames: Loans,
     /// A handler has woken the peer in this drain.
     pub(crate) woken: Cell<bool>,
     pub(crate) fault: Cell<Option<PeerFault>>,
@@ -88,6 +90,7 @@ impl Port {
         let port = Port {
             tx: Sender::new(own.layout, start, tag),
             rx: Receiver::new(peer.layout, start, tag),
+            frames: Loans::new(own.lines.share()),
             own: own.lines,
             peer: peer.lines,
             layout: own.layout,
@@ -283,6 +286,17 @@ impl Port {
     #[inline(always)]
     pub fn try_reply(&self, payload: &[u8]) -> Result<(), crate::TrySendError> {
         self.answer(crate::Kind::Reply, payload)
+    }
+
+    /// As [`try_reply`](Self::try_reply), with frames. [`TrySendError::Frame`](crate::TrySendError::Frame) if as many are lent as may be.
+    pub fn try_reply_frames(&self, frames: &[crate::Frame]) -> Result<(), crate::TrySendError> {
+        let call = self.rx.messages() as u16;
+        match self.try_lend(Outgoing::answer(crate::Kind::Reply, call), frames) {
+            Err(crate::TrySendError::Full) => Err(crate::TrySendError::Fault(
+                self.fail(PeerFault::TooManyCalls),
+            )),
+            other => other,
+        }
     }
 
     /// Tells the caller of the message that is being handled that there is no reply, and why. Nothing is sent if none is wanted.

@@ -9,7 +9,7 @@ use crate::layout::{Layout, MAX_INLINE, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
 use crate::sync::spin_loop;
-use crate::{Answer, Arrival, PeerFault};
+use crate::{Answer, Arrival, PeerFault, Received};
 use core::cell::Cell;
 
 /// Equals the low 16 bits of no header at all; lap tags are 1 to 255.
@@ -157,7 +157,11 @@ impl<'a> Incoming<'a> {
     /// Length in bytes.
     #[inline(always)]
     pub fn len(&self) -> usize {
-        self.0.header.get().payload_len()
+        let header = self.0.header.get();
+        match header.framed() {
+            false => header.payload_len(),
+            true => self.0.parts_len(),
+        }
     }
 
     /// Whether the message has no bytes.
@@ -174,8 +178,22 @@ impl<'a> Incoming<'a> {
     /// The payload, copied into private memory: the peer cannot change it any more (D4).
     #[inline(always)]
     pub fn bytes(self) -> &'a [u8] {
-        self.0.copy_out(self.0.header.get());
+        let header = self.0.header.get();
+        if header.framed() {
+            self.0.gather();
+        } else {
+            self.0.copy_out(header);
+        }
         self.0.copied()
+    }
+
+    /// The message in the frames that it came in, to be read there and kept as long as you like; `None` if it came in the ring,
+    /// or was taken already.
+    pub fn frames(&self) -> Option<Received> {
+        match self.0.header.get().framed() {
+            true => self.0.take_received(),
+            false => None,
+        }
     }
 }
 
@@ -278,7 +296,13 @@ impl Port {
         match self.check(found) {
             Ok(arrival) => {
                 self.header.set(found);
-                arrival
+                match found.framed() {
+                    false => arrival,
+                    true => match self.take_parts(found) {
+                        Ok(()) => arrival,
+                        Err(fault) => Arrival::Fault(self.fail(fault)),
+                    },
+                }
             }
             Err(fault) => Arrival::Fault(self.fail(fault)),
         }
@@ -348,8 +372,8 @@ impl Port {
         let header = self.header.get();
         self.header.set(Descriptor(header.0 | Descriptor::CONSUMED));
         self.rx.messages.set(self.rx.messages.get().wrapping_add(1));
-        if header.is_reply() {
-            self.close_call(header.target());
+        if header.is_reply_or_framed() {
+            self.end_message(header);
         }
         let end = self.rx.index.get() + header.slots();
         self.rx.index.set(end);
@@ -360,6 +384,17 @@ impl Port {
             self.rx.start_lap();
         } else if end >= self.rx.bound.get() {
             self.at_bound(end);
+        }
+    }
+
+    /// What is to be done about a reply, or about frames, when they are consumed.
+    #[inline]
+    fn end_message(&self, header: Descriptor) {
+        if header.is_reply() {
+            self.close_call(header.target());
+        }
+        if header.framed() {
+            self.end_parts();
         }
     }
 
@@ -397,6 +432,9 @@ impl Port {
     #[inline(always)]
     pub fn copied(&self) -> &[u8] {
         let header = self.header.get();
+        if header.framed() {
+            return self.gathered();
+        }
         match header.0 & Descriptor::COPIED {
             0 => &[],
             _ => self.scratch.bytes(header.payload_len()),

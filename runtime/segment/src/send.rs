@@ -33,7 +33,7 @@ use crate::layout::{
 use crate::lines::OwnLine;
 use crate::port::Port;
 use crate::words::{store_words, words};
-use crate::{Counter, PeerFault};
+use crate::{Counter, FrameError, PeerFault};
 use core::cell::Cell;
 
 /// Why nothing was sent. The payload is still the caller's.
@@ -57,6 +57,9 @@ pub enum TrySendError {
         crate::MAX_CALLS
     )]
     TooManyCalls,
+    /// There is no frame for it; see the error for whether it is worth trying again.
+    #[error(transparent)]
+    Frame(FrameError),
     /// This side has closed the channel.
     #[error("the channel is closed")]
     Closed,
@@ -217,7 +220,7 @@ impl Sender {
 impl Port {
     /// Sends a message if there is room, without waiting and without a system call.
     ///
-    /// The payload, at most [`MAX_INLINE`] bytes, is copied into my segment; the peer sees it whole or not at all.
+    /// The payload is copied into my segment, of more than [`MAX_INLINE`] bytes into a frame; the peer sees it whole or not at all.
     #[inline(always)]
     pub fn try_send(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         if payload.len() > PAYLOAD_BYTES {
@@ -236,9 +239,9 @@ impl Port {
 
     #[inline(never)]
     fn send_long(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
-        let (len, max) = (payload.len(), MAX_INLINE);
-        if len > max {
-            return Err(TrySendError::TooLarge { len, max });
+        let len = payload.len();
+        if len > MAX_INLINE {
+            return self.send_framed(out, payload);
         }
         let slots = slots_of(len);
         self.prepare(out, slots)?;
@@ -531,11 +534,11 @@ impl Port {
         Ok(true)
     }
 
-    /// Whether the peer has published credit that has not been taken: what a sender that found the ring full asks between
+    /// Whether the peer has published credit, or given back a frame, that has not been taken: what a sender that found the ring full asks between
     /// saying that it sleeps and sleeping. Changes nothing.
     pub fn has_credit(&self) -> bool {
         let published = self.peer.head::<CURSOR_LINE>().load(CURSOR_CONSUMED);
-        published != self.tx.last_cursor.get()
+        published != self.tx.last_cursor.get() || self.has_returns()
     }
 
     /// Takes the credit in the peer's cursor line: a cache miss, so only when it is needed.

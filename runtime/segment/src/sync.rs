@@ -2,6 +2,9 @@
 //!
 //! Nothing else in this crate names `core::sync::atomic`, so that a loom model runs the very code that ships.
 
+/// Of bytes that are copied one by one; no model looks at them.
+#[cfg(not(all(target_arch = "x86_64", not(loom))))]
+pub use core::sync::atomic::AtomicU8;
 #[cfg(not(loom))]
 pub use core::sync::atomic::{AtomicU64, Ordering, fence};
 #[cfg(loom)]

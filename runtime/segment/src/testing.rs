@@ -2,11 +2,16 @@
 
 use crate::lines::Line;
 use crate::{
-    Attached, Backing, Formatted, Identity, Incarnation, Layout, OwnLines, PeerLines, Port,
-    WritableBacking,
+    Attached, Backing, Courier, Formatted, FrameError, FrameMemory, Granted, Identity, Incarnation,
+    Layout, MakeFrames, OwnLines, PeerFault, PeerLines, Pool, Port, SLOT_BYTES, WritableBacking,
 };
+use alloc::boxed::Box;
+use alloc::collections::VecDeque;
+use alloc::rc::Rc;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::any::Any;
+use core::cell::RefCell;
 use core::ptr::NonNull;
 
 /// Page size that both ends claim.
@@ -63,6 +68,70 @@ pub fn pair_at(layout: Layout, start: u64, tag: u8) -> (Port, Port) {
         Port::starting_at(left_own, attach(right_seen, right_identity), 0, start, tag),
         Port::starting_at(right_own, attach(left_seen, left_identity), 1, start, tag),
     )
+}
+
+/// Lets both ends send frames, from pools of at most `limit` bytes each.
+pub fn equip(left: &mut Port, right: &mut Port, limit: usize) {
+    let (there, back) = (Rc::<Mail>::default(), Rc::<Mail>::default());
+    let courier = |sends: &Rc<Mail>, takes: &Rc<Mail>| HeapCourier {
+        sends: Rc::clone(sends),
+        takes: Rc::clone(takes),
+    };
+    left.equip(Pool::new(HeapMaker, limit), courier(&there, &back));
+    right.equip(Pool::new(HeapMaker, limit), courier(&back, &there));
+}
+
+type Mail = RefCell<VecDeque<Granted>>;
+
+/// Makes memory for frames on the heap.
+pub struct HeapMaker;
+
+impl MakeFrames for HeapMaker {
+    fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError> {
+        let lines = bytes.div_ceil(SLOT_BYTES);
+        let lines: Vec<Line> = (0..lines).map(|_| Line::zeroed()).collect();
+        Ok(Box::new(HeapLines(lines.into())))
+    }
+}
+
+struct HeapCourier {
+    sends: Rc<Mail>,
+    takes: Rc<Mail>,
+}
+
+impl Courier for HeapCourier {
+    fn grant(
+        &self,
+        memory: &dyn FrameMemory,
+        _number: u16,
+        stride: usize,
+    ) -> Result<(), FrameError> {
+        let memory = memory.as_any().downcast_ref::<HeapLines>();
+        let memory = Box::new(memory.ok_or(FrameError::Foreign)?.clone());
+        self.sends
+            .borrow_mut()
+            .push_back(Granted { memory, stride });
+        Ok(())
+    }
+
+    fn granted(&self) -> Result<Option<Granted>, PeerFault> {
+        Ok(self.takes.borrow_mut().pop_front())
+    }
+}
+
+// SAFETY: 1., 2.: as of Backing, initialised with zeros. 3. of this process only a pool has it, and the peer's port, which reads.
+unsafe impl FrameMemory for HeapLines {
+    fn base(&self) -> NonNull<u8> {
+        Backing::base(self)
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.len() * SLOT_BYTES
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 /// A port of any two segments, with its counts at `start` and its laps at `tag` (1 to 255).

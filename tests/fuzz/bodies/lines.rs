@@ -13,7 +13,7 @@ pub(crate) const WORDS: usize = SLOT_BYTES / 8;
 /// Where `runtime/segment/src/layout.rs` puts the parts of a segment, in lines.
 pub(crate) const CURSOR: usize = 2;
 pub(crate) const STATE: usize = 4;
-pub(crate) const RING: usize = 8;
+pub(crate) const RING: usize = 24;
 
 /// Page size that both sides claim.
 pub(crate) const PAGE: u32 = 4096;

@@ -2,7 +2,7 @@
 
 use super::lines::{Lines, RING};
 use tightbeam_segment::{
-    Answer, Arrival, Layout, MAX_INLINE, MAX_SLOTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES,
+    Answer, Arrival, Layout, MAX_INLINE, MAX_PARTS, MAX_SLOTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES,
 };
 
 /// The parts of a header word.
@@ -23,6 +23,8 @@ pub(crate) const MESSAGE: u8 = 0;
 pub(crate) const REPLY: u8 = 1;
 pub(crate) const BATCH: u8 = 4;
 pub(crate) const JUMP: u8 = 5;
+/// Of the bits that are reserved in other messages: the payload is a list of frames.
+const FRAMED: u8 = 4;
 
 /// So many bits of a word from this one on.
 fn bits(word: u64, from: u32, count: u32) -> u64 {
@@ -124,7 +126,7 @@ impl Reader {
                 return (Arrival::Empty, found);
             }
         }
-        (self.judge(found), found)
+        (self.judge(ring, found), found)
     }
 
     /// The header at the head, if it is the reply to this open call.
@@ -139,7 +141,30 @@ impl Reader {
         (is_it == (self.tag, REPLY, 0, call)).then_some(found)
     }
 
-    fn judge(&self, found: Header) -> Arrival {
+    /// Nobody has passed any memory, so each message in frames names one that is not there.
+    fn judge_frames(&self, ring: &Lines, found: Header) -> Arrival {
+        let len = found.len;
+        if len == 0 || !len.is_multiple_of(16) || len > 16 * MAX_PARTS {
+            return Arrival::Fault(PeerFault::Length { len });
+        }
+        let first = ring.load(RING + self.slot, 1);
+        Arrival::Fault(PeerFault::Frame {
+            segment: bits(first, 0, 16) as u16,
+            slot: bits(first, 16, 16) as u16,
+        })
+    }
+
+    fn judge(&self, ring: &Lines, found: Header) -> Arrival {
+        if found.reserved == FRAMED && matches!(found.kind, MESSAGE | REPLY) {
+            let plain = Header {
+                reserved: 0,
+                ..found
+            };
+            return match self.judge(ring, plain) {
+                Arrival::Fault(fault) => Arrival::Fault(fault),
+                _ => self.judge_frames(ring, found),
+            };
+        }
         let Header { len, target, .. } = found;
         if len > MAX_INLINE || found.multi != (len > PAYLOAD_BYTES) {
             return Arrival::Fault(PeerFault::Length { len });

@@ -38,7 +38,7 @@ const BABBLE: &[u8] = b"babble";
 const SAID: usize = 48;
 const CURSOR: usize = 1;
 const STATE: usize = 2;
-const RING: usize = 4;
+const RING: usize = 12;
 
 pub(crate) fn socket(input: &[u8]) {
     let mut input = Input::new(input);

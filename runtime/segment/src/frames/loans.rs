@@ -1,0 +1,403 @@
+//! A port's frames: those that it has lent to the peer, and those that it has of the peer.
+
+use crate::descriptor::{Descriptor, Outgoing};
+use crate::frames::pool::Name;
+use crate::frames::received::{copy_parts, lap_tag, place};
+use crate::frames::{
+    Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
+    PoolAudit, Received, Returns,
+};
+use crate::layout::{MAX_GRANTED, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, SLOT_BYTES};
+use crate::lines::{OwnLines, PeerLine};
+use crate::port::Port;
+use crate::{Counter, PeerFault, TrySendError};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::{Cell, RefCell, UnsafeCell};
+
+/// A frame that is lent over this channel.
+#[derive(Clone, Copy)]
+struct Lent {
+    part: Part,
+    name: Name,
+}
+
+/// What a port can do with frames.
+struct Equipment {
+    pool: Rc<Pool>,
+    courier: Box<dyn Courier>,
+}
+
+pub(crate) struct Loans {
+    equipment: Option<Equipment>,
+    /// Memory that the peer has from us, by the numbers under which it knows it.
+    given: RefCell<Vec<(Rc<Pool>, u16)>>,
+    /// Bytes of it.
+    passed: Cell<usize>,
+    lent: RefCell<Vec<Lent>>,
+    /// Words of the peer's free ring that were read.
+    collected: Cell<u64>,
+    /// Memory that we have from the peer, by its numbers.
+    shelf: RefCell<Vec<Rc<Granted>>>,
+    /// Bytes of it.
+    taken: Cell<usize>,
+    /// The parts of the message that is being handled, and which message that is.
+    parts: RefCell<Vec<Held>>,
+    parts_of: Cell<Option<u64>>,
+    /// The same as private bytes, if somebody has asked for them.
+    gathered: UnsafeCell<Vec<u8>>,
+    is_gathered: Cell<bool>,
+    pub(crate) returns: Rc<Returns>,
+}
+
+impl Loans {
+    pub(crate) fn new(own: OwnLines) -> Loans {
+        Loans {
+            equipment: None,
+            given: RefCell::default(),
+            passed: Cell::new(0),
+            lent: RefCell::default(),
+            collected: Cell::new(0),
+            shelf: RefCell::default(),
+            taken: Cell::new(0),
+            parts: RefCell::default(),
+            parts_of: Cell::new(None),
+            gathered: UnsafeCell::default(),
+            is_gathered: Cell::new(false),
+            returns: Rc::new(Returns::new(own)),
+        }
+    }
+}
+
+impl Drop for Loans {
+    fn drop(&mut self) {
+        for lent in self.lent.take() {
+            if let Some((pool, _)) = self.given.borrow().get(usize::from(lent.part.segment)) {
+                pool.take_back(lent.name);
+            }
+        }
+    }
+}
+
+impl Port {
+    /// Gives the port what it needs for frames. Without it messages above [`MAX_INLINE`](crate::MAX_INLINE) bytes are refused in
+    /// both directions.
+    pub fn equip(&mut self, pool: Rc<Pool>, courier: impl Courier + 'static) {
+        let courier = Box::new(courier);
+        self.frames.equipment = Some(Equipment { pool, courier });
+    }
+
+    /// A frame of `len` bytes from this channel's own pool, which no other peer can read.
+    pub fn frame(&self, len: usize) -> Result<Frame, FrameError> {
+        // What has come back is used first: caches know it.
+        self.collect();
+        let equipment = self.frames.equipment.as_ref().ok_or(FrameError::None)?;
+        equipment.pool.frame(len)
+    }
+
+    /// Sends frames as one message, if there is room, without waiting. The caller drops them then: from now on they are lent, and
+    /// come back when the receiver has done with them.
+    pub fn try_lend(&self, out: Outgoing, frames: &[Frame]) -> Result<(), TrySendError> {
+        let parts = frames.len();
+        if parts == 0 || parts > MAX_PARTS {
+            return Err(FrameError::Parts { parts }.into());
+        }
+        let len = frames.iter().map(|frame| frame.len()).sum();
+        if len > MAX_MESSAGE {
+            return Err(TrySendError::TooLarge {
+                len,
+                max: MAX_MESSAGE,
+            });
+        }
+        if self.frames.lent.borrow().len() + parts > MAX_LOANS {
+            self.collect();
+            if self.frames.lent.borrow().len() + parts > MAX_LOANS {
+                self.counters.add(Counter::Full);
+                return Err(FrameError::Lent.into());
+            }
+        }
+        let mut list = [0; MAX_PARTS * PART_BYTES];
+        let mut lent = [None; MAX_PARTS];
+        for ((frame, bytes), lent) in frames.iter().zip(list.as_chunks_mut().0).zip(&mut lent) {
+            let segment = self.number_of(frame)?;
+            let (name, (begin, len)) = (frame.name(), frame.place());
+            let part = Part {
+                segment,
+                slot: name.slot,
+                generation: frame.pool().generation(name),
+                begin,
+                len,
+            };
+            *bytes = part.to_bytes();
+            *lent = Some(Lent { part, name });
+        }
+        // Noted before it is published: whoever looks at the ledger finds no frame that the peer has and nobody has lent.
+        let before = self.frames.lent.borrow().len();
+        self.frames.lent.borrow_mut().extend(lent.iter().flatten());
+        let sent = self.try_send(out.framed(), &list[..parts * PART_BYTES]);
+        if sent.is_err() {
+            self.frames.lent.borrow_mut().truncate(before);
+            return sent;
+        }
+        for frame in frames {
+            frame.pool().lend(frame.name());
+        }
+        Ok(())
+    }
+
+    /// Lends a frame to one receiver of several. The caller drops it when the last has been sent it.
+    pub fn try_publish(&self, out: Outgoing, frame: &Frozen) -> Result<(), TrySendError> {
+        self.try_lend(out, core::slice::from_ref(&frame.0))
+    }
+
+    /// Sends a message that is too long for the ring: copied into a frame.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn send_framed(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
+        let mut frame = match self.frame(payload.len()) {
+            Ok(frame) => frame,
+            Err(FrameError::None | FrameError::TooLarge { .. }) => {
+                let max = match self.frames.equipment {
+                    Some(_) => MAX_MESSAGE,
+                    None => crate::MAX_INLINE,
+                };
+                let len = payload.len();
+                return Err(TrySendError::TooLarge { len, max });
+            }
+            Err(error) => {
+                self.counters.add(Counter::Full);
+                return Err(error.into());
+            }
+        };
+        frame.copy_from_slice(payload);
+        self.try_lend(out, core::slice::from_ref(&frame))
+    }
+
+    /// The number under which the peer knows the memory of this frame; passes it on if it does not know it yet.
+    fn number_of(&self, frame: &Frame) -> Result<u16, FrameError> {
+        let (pool, slab) = (frame.pool(), frame.name().slab);
+        let known = |(of, n): &(Rc<Pool>, u16)| *n == slab && Rc::ptr_eq(of, pool);
+        let mut given = self.frames.given.borrow_mut();
+        match given.iter().position(known) {
+            Some(number) => Ok(number as u16),
+            None => self.give(&mut given, pool, slab),
+        }
+    }
+
+    #[cold]
+    fn give(
+        &self,
+        given: &mut Vec<(Rc<Pool>, u16)>,
+        pool: &Rc<Pool>,
+        slab: u16,
+    ) -> Result<u16, FrameError> {
+        let equipment = self.frames.equipment.as_ref().ok_or(FrameError::None)?;
+        if !Rc::ptr_eq(pool, &equipment.pool) && !pool.is_shared() {
+            return Err(FrameError::Foreign);
+        }
+        let number = given.len();
+        let (memory, stride) = pool.slab(slab).ok_or(FrameError::Foreign)?;
+        let passed = self.frames.passed.get() + memory.bytes();
+        if number >= MAX_SEGMENTS || passed > MAX_GRANTED {
+            return Err(FrameError::Granted);
+        }
+        equipment.courier.grant(&*memory, number as u16, stride)?;
+        self.frames.passed.set(passed);
+        given.push((Rc::clone(pool), slab));
+        Ok(number as u16)
+    }
+
+    /// Takes back the frames that the peer has done with. One load if there are none.
+    pub fn collect(&self) {
+        // At most as many as there are words in a lap.
+        for _ in 0..MAX_LOANS {
+            let number = self.frames.collected.get();
+            let (line, word) = place(number);
+            let found = self.peer.line(line).load(word);
+            if found & 0xff != lap_tag(number) || self.fault.get().is_some() {
+                return;
+            }
+            // Acquire: pairs with the Release in `Returns::give_back`; what we write to the frame now, its reader does not see.
+            PeerLine::acquire();
+            self.frames.collected.set(number + 1);
+            if !self.took_back(found >> 8) {
+                let [segment, slot] = [found >> 8, found >> 24].map(|bits| bits as u16);
+                self.fail(PeerFault::Return { segment, slot });
+                return;
+            }
+        }
+    }
+
+    /// Ends a loan; `false` if there is no such loan.
+    fn took_back(&self, word: u64) -> bool {
+        let mut lent = self.frames.lent.borrow_mut();
+        let is_it = |lent: &Lent| lent.part.return_word() >> 8 == word;
+        let Some(found) = lent.iter().position(is_it) else {
+            return false;
+        };
+        let ended = lent.remove(found);
+        let given = self.frames.given.borrow();
+        let Some((pool, _)) = given.get(usize::from(ended.part.segment)) else {
+            return false;
+        };
+        pool.take_back(ended.name);
+        true
+    }
+
+    /// Whether the peer has given frames back that were not taken yet. Changes nothing.
+    pub fn has_returns(&self) -> bool {
+        let number = self.frames.collected.get();
+        let (line, word) = place(number);
+        self.peer.line(line).load(word) & 0xff == lap_tag(number)
+    }
+
+    /// Whether frames of the peer were given back since this was last asked.
+    pub fn gave_back(&self) -> bool {
+        self.frames.returns.take_fresh()
+    }
+
+    /// How many frames the peer has of ours, as far as is known.
+    pub fn lent(&self) -> usize {
+        self.frames.lent.borrow().len()
+    }
+
+    /// Whether the peer has frames of a pool that others share.
+    pub fn has_lent_shared(&self) -> bool {
+        let given = self.frames.given.borrow();
+        let of = |lent: &Lent| given.get(usize::from(lent.part.segment));
+        let is_shared = |lent| of(lent).is_some_and(|(pool, _)| pool.is_shared());
+        self.frames.lent.borrow().iter().any(is_shared)
+    }
+
+    /// Where the frames of this channel's own pool are.
+    pub fn audit_frames(&self) -> PoolAudit {
+        let equipment = self.frames.equipment.as_ref();
+        equipment.map_or_else(PoolAudit::default, |has| has.pool.audit())
+    }
+
+    /// Takes memory that the peer has passed, as far as it has come.
+    pub fn take_grants(&self) -> Result<(), PeerFault> {
+        let Some(equipment) = &self.frames.equipment else {
+            return Ok(());
+        };
+        let mut shelf = self.frames.shelf.borrow_mut();
+        while let Some(granted) = equipment.courier.granted()? {
+            let more = granted.memory.lines() * SLOT_BYTES;
+            let taken = self.frames.taken.get() + more;
+            if shelf.len() >= MAX_SEGMENTS || taken > MAX_GRANTED {
+                return Err(PeerFault::Control);
+            }
+            self.frames.taken.set(taken);
+            shelf.push(Rc::new(granted));
+        }
+        Ok(())
+    }
+
+    /// Looks up the parts of the message whose header was just found; nothing of them is believed before this.
+    #[cold]
+    pub(crate) fn take_parts(&mut self, header: Descriptor) -> Result<(), PeerFault> {
+        let number = Some(self.messages_seen());
+        if self.frames.parts_of.get() == number {
+            return Ok(());
+        }
+        self.copy_out(header);
+        let list = self.scratch.bytes(header.payload_len());
+        let (list, rest) = list.as_chunks::<PART_BYTES>();
+        if list.is_empty() || list.len() > MAX_PARTS || !rest.is_empty() {
+            return Err(PeerFault::Length { len: header.len() });
+        }
+        let mut parts = self.frames.parts.borrow_mut();
+        parts.clear();
+        for bytes in list {
+            parts.push(self.look_up(Part::from_bytes(*bytes))?);
+        }
+        let len: usize = parts.iter().map(Held::len).sum();
+        if len > MAX_MESSAGE {
+            return Err(PeerFault::Length { len });
+        }
+        self.frames.parts_of.set(number);
+        self.frames.is_gathered.set(false);
+        Ok(())
+    }
+
+    fn look_up(&self, part: Part) -> Result<Held, PeerFault> {
+        let (segment, slot) = (part.segment, part.slot);
+        let number = usize::from(segment);
+        if number >= self.frames.shelf.borrow().len() {
+            self.take_grants()?;
+        }
+        let shelf = self.frames.shelf.borrow();
+        let place = (part.begin as usize, part.len as usize);
+        let word = part.return_word();
+        shelf
+            .get(number)
+            .and_then(|memory| Held::new(memory, usize::from(slot), place, word))
+            .ok_or(PeerFault::Frame { segment, slot })
+    }
+
+    /// Gives the parts of the message that was handled back, if nobody has taken them.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn end_parts(&self) {
+        for part in self.frames.parts.borrow_mut().drain(..) {
+            self.frames.returns.give_back(part.word());
+        }
+        self.frames.parts_of.set(None);
+    }
+
+    /// Bytes of the message being handled.
+    #[cold]
+    pub(crate) fn parts_len(&self) -> usize {
+        self.frames.parts.borrow().iter().map(Held::len).sum()
+    }
+
+    /// The message being handled, to be kept as long as its taker likes.
+    pub(crate) fn take_received(&self) -> Option<Received> {
+        let mut parts = self.frames.parts.borrow_mut();
+        Received::new(&mut parts, &self.frames.returns)
+    }
+
+    /// Copies the message being handled into private memory, once.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn gather(&self) {
+        /// What is kept for the next message although it may need much less.
+        const KEPT: usize = 1 << 20;
+        if self.frames.is_gathered.replace(true) {
+            return;
+        }
+        let parts = self.frames.parts.borrow();
+        let len = parts.iter().map(Held::len).sum();
+        // SAFETY: aliasing: slices of it are given out only while `is_gathered` is set, and it was clear until a few lines above:
+        // since `take_parts` of this message, before which the port was taken exclusively and so every older slice ended. The type
+        // is !Sync. lifetime: the reference ends with this function.
+        let gathered = unsafe { &mut *self.frames.gathered.get() };
+        if gathered.capacity() > KEPT.max(2 * len) {
+            *gathered = Vec::new();
+        }
+        gathered.resize(len, 0);
+        copy_parts(parts.iter(), 0, gathered);
+    }
+
+    /// What was gathered last.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn gathered(&self) -> &[u8] {
+        if !self.frames.is_gathered.get() {
+            return &[];
+        }
+        // SAFETY: aliasing: the only writer is `gather`, which writes only while `is_gathered` is clear. lifetime: the slice borrows
+        // the port, which must be borrowed exclusively before the flag is cleared again.
+        unsafe { &*self.frames.gathered.get() }
+    }
+}
+
+/// Of a return word without its tag: the generation is the highest part.
+const _: () = assert!(GENERATIONS << 32 >> 32 == GENERATIONS);
+
+impl From<FrameError> for TrySendError {
+    fn from(error: FrameError) -> Self {
+        TrySendError::Frame(error)
+    }
+}

@@ -1,0 +1,486 @@
+//! Where frames come from: memory in a few size classes, and the ledger that says where each frame is.
+
+use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
+use alloc::boxed::Box;
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::cell::{Cell, RefCell};
+use core::ops::{Deref, DerefMut};
+use core::ptr::NonNull;
+
+/// Memory of ours in which frames lie.
+///
+/// # Safety
+///
+/// The implementer promises, for as long as the value lives and even when it is moved:
+/// 1. `base()` is the same address at each call, aligned to 64 bytes;
+/// 2. `bytes()` bytes from it are mapped, initialised, readable and writable, and touching them raises no fault;
+/// 3. nobody in this process touches them but through the [`Pool`] that owns the value, and no other process can write them.
+pub unsafe trait FrameMemory: Any {
+    /// Address of the first byte.
+    fn base(&self) -> NonNull<u8>;
+    /// How many bytes there are.
+    fn bytes(&self) -> usize;
+    /// For who made it.
+    fn as_any(&self) -> &dyn Any;
+}
+
+/// Makes memory for frames when a [`Pool`] needs more.
+pub trait MakeFrames {
+    /// Makes at least so many bytes.
+    fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError>;
+}
+
+/// Why there is no frame.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FrameError {
+    /// Longer than any message.
+    #[error("a frame of {len} bytes is too large; the most is {max}")]
+    TooLarge {
+        /// Its length in bytes.
+        len: usize,
+        /// The longest length in bytes.
+        max: usize,
+    },
+    /// Never, with this limit.
+    #[error(
+        "a frame of {len} bytes does not fit into the pool's limit of {limit} bytes; raise it (Builder::frame_limit)"
+    )]
+    Limit {
+        /// Its length in bytes.
+        len: usize,
+        /// The pool's limit in bytes.
+        limit: usize,
+    },
+    /// All frames that are large enough are in use, and the pool may not grow: poll until some come back, then try again.
+    #[error("all frames of {len} bytes or more are in use; poll until some come back")]
+    InUse {
+        /// The length asked for in bytes.
+        len: usize,
+    },
+    /// As many frames are lent to the peer as a channel may lend: poll until some come back, then try again.
+    #[error(
+        "{} frames are lent to the peer already; poll until some come back",
+        crate::MAX_LOANS
+    )]
+    Lent,
+    /// More parts than a message may have, or none.
+    #[error("a message of {parts} frames; 1 to {} are possible", crate::MAX_PARTS)]
+    Parts {
+        /// How many were given.
+        parts: usize,
+    },
+    /// There is not as much in front of the frame, or behind it.
+    #[error("no room for {wanted} bytes in the frame, there are {room}")]
+    Room {
+        /// Bytes wanted.
+        wanted: usize,
+        /// Bytes that there are.
+        room: usize,
+    },
+    /// The frame lies in memory that is another channel's.
+    #[error("the frame belongs to another channel: take it from this one, or a shared one")]
+    Foreign,
+    /// The peer has as much memory as may be passed to it: use fewer frames of different sizes, or fewer pools.
+    #[error(
+        "the peer has been passed all that a channel may pass: {} pieces of memory, {} bytes",
+        crate::MAX_SEGMENTS,
+        crate::MAX_GRANTED
+    )]
+    Granted,
+    /// The peer has hung up, so that no memory can be passed to it any more.
+    #[error("the peer has hung up")]
+    HungUp,
+    /// This channel carries no frames.
+    #[error("this channel carries no frames")]
+    None,
+    /// The system has no memory or descriptor left, or the peer does not take it.
+    #[error("cannot {call} memory of {bytes} bytes for frames (errno {errno})")]
+    System {
+        /// What failed.
+        call: &'static str,
+        /// How many bytes.
+        bytes: usize,
+        /// The error number.
+        errno: i32,
+    },
+}
+
+/// How many frames are where, of one pool.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PoolAudit {
+    /// All of them.
+    pub frames: usize,
+    /// In no use.
+    pub free: usize,
+    /// With somebody who writes them.
+    pub out: usize,
+    /// Lent to one receiver or several.
+    pub lent: usize,
+    /// In no place or in two: 0, or there is a mistake in this library.
+    pub astray: usize,
+    /// Bytes of memory.
+    pub bytes: usize,
+}
+
+#[derive(Clone, Copy, Default)]
+struct Entry {
+    generation: u32,
+    /// To how many it is lent.
+    lent: u16,
+    /// Somebody has it to write.
+    out: bool,
+    free: bool,
+}
+
+struct Slab {
+    memory: Rc<dyn FrameMemory>,
+    base: NonNull<u8>,
+    stride: usize,
+    entries: Vec<Entry>,
+    /// Those that are free; what came back last goes first, because caches know it.
+    free: Vec<u16>,
+}
+
+/// Memory for frames, which grows up to a limit. It belongs to one thread.
+pub struct Pool {
+    slabs: RefCell<Vec<Slab>>,
+    maker: Box<dyn MakeFrames>,
+    limit: usize,
+    bytes: Cell<usize>,
+    shared: bool,
+}
+
+/// Which frame of a pool.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Name {
+    pub(crate) slab: u16,
+    pub(crate) slot: u16,
+}
+
+/// Slabs of small frames are at least so large.
+const LEAST_SLAB: usize = 256 << 10;
+const PAGE: usize = 4096;
+
+/// Bytes from one frame to the next, for frames of so many bytes with what lies in front of them: powers of two and the
+/// middles between them, at least a page.
+fn stride_of(bytes: usize) -> usize {
+    let above = bytes.next_power_of_two().max(PAGE);
+    let middle = above / 4 * 3;
+    match middle >= bytes && middle.is_multiple_of(PAGE) {
+        true => middle,
+        false => above,
+    }
+}
+
+impl Pool {
+    /// Has no memory yet; all of it together will not be more than `limit` bytes.
+    pub fn new(maker: impl MakeFrames + 'static, limit: usize) -> Rc<Pool> {
+        Pool::of(maker, limit, false)
+    }
+
+    /// A pool of which frames may be sent over any channel. Whoever got one of them can read all of its size.
+    pub fn shared(maker: impl MakeFrames + 'static, limit: usize) -> Rc<Pool> {
+        Pool::of(maker, limit, true)
+    }
+
+    fn of(maker: impl MakeFrames + 'static, limit: usize, shared: bool) -> Rc<Pool> {
+        Rc::new(Pool {
+            slabs: RefCell::default(),
+            maker: Box::new(maker),
+            limit,
+            bytes: Cell::new(0),
+            shared,
+        })
+    }
+
+    /// Whether its frames may be sent over any channel.
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// How often this frame has been handed out.
+    pub(crate) fn generation(&self, name: Name) -> u32 {
+        let slabs = self.slabs.borrow();
+        slabs[usize::from(name.slab)].entries[usize::from(name.slot)].generation
+    }
+
+    /// A frame of `len` bytes. What is in it is left from an earlier use, or zeros.
+    ///
+    /// Takes one that came back if there is one that is large enough; makes memory otherwise, up to the limit.
+    pub fn frame(self: &Rc<Self>, len: usize) -> Result<Frame, FrameError> {
+        if len > MAX_MESSAGE {
+            return Err(FrameError::TooLarge {
+                len,
+                max: MAX_MESSAGE,
+            });
+        }
+        let stride = stride_of(len + HEADROOM);
+        let mut slabs = self.slabs.borrow_mut();
+        let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
+        let found = match slabs.iter().position(of_size) {
+            Some(found) => found,
+            None => match self.grow(&mut slabs, stride) {
+                Ok(grown) => grown,
+                Err(grown) => Self::larger(&slabs, stride).ok_or(match grown {
+                    Some(error) => error,
+                    None if stride > self.limit => FrameError::Limit {
+                        len,
+                        limit: self.limit,
+                    },
+                    None => FrameError::InUse { len },
+                })?,
+            },
+        };
+        let slab = &mut slabs[found];
+        let Some(slot) = slab.free.pop() else {
+            return Err(FrameError::InUse { len });
+        };
+        let entry = &mut slab.entries[usize::from(slot)];
+        *entry = Entry {
+            generation: entry.generation.wrapping_add(1),
+            lent: 0,
+            out: true,
+            free: false,
+        };
+        // SAFETY: bounds: the slab has `entries.len() * stride` bytes, and slot < entries.len(), by `grow`.
+        let base = unsafe { slab.base.add(usize::from(slot) * slab.stride) };
+        Ok(Frame {
+            name: Name {
+                slab: found as u16,
+                slot,
+            },
+            base,
+            stride: slab.stride,
+            begin: HEADROOM,
+            len,
+            pool: Rc::clone(self),
+        })
+    }
+
+    /// Of the slabs with larger frames that has the smallest which are free.
+    fn larger(slabs: &[Slab], stride: usize) -> Option<usize> {
+        let large = |&(_, slab): &(usize, &Slab)| slab.stride > stride && !slab.free.is_empty();
+        let slabs = slabs.iter().enumerate().filter(large);
+        slabs.min_by_key(|(_, slab)| slab.stride).map(|(n, _)| n)
+    }
+
+    /// Makes a slab: as many frames as there are of this size, so that few slabs suffice; fewer if the limit says so.
+    #[cold]
+    fn grow(&self, slabs: &mut Vec<Slab>, stride: usize) -> Result<usize, Option<FrameError>> {
+        let there = slabs.iter().filter(|slab| slab.stride == stride);
+        let frames: usize = there.map(|slab| slab.entries.len()).sum();
+        let left = (self.limit - self.bytes.get()) / stride;
+        let wanted = frames.max(LEAST_SLAB / stride).max(1);
+        let count = wanted.min(left).min(usize::from(u16::MAX));
+        if count == 0 || slabs.len() >= MAX_SEGMENTS {
+            return Err(None);
+        }
+        let bytes = count * stride;
+        let memory = self.maker.make(bytes).map_err(Some)?;
+        assert!(memory.bytes() >= bytes, "memory of our own making");
+        let entry = Entry {
+            free: true,
+            ..Entry::default()
+        };
+        slabs.push(Slab {
+            base: memory.base(),
+            memory: memory.into(),
+            stride,
+            entries: alloc::vec![entry; count],
+            free: (0..count as u16).rev().collect(),
+        });
+        self.bytes.set(self.bytes.get() + bytes);
+        Ok(slabs.len() - 1)
+    }
+
+    /// Memory of a slab, and how its frames lie there.
+    pub(crate) fn slab(&self, slab: u16) -> Option<(Rc<dyn FrameMemory>, usize)> {
+        let slabs = self.slabs.borrow();
+        let slab = slabs.get(usize::from(slab))?;
+        Some((Rc::clone(&slab.memory), slab.stride))
+    }
+
+    /// Notes that a frame is lent to one more.
+    pub(crate) fn lend(&self, name: Name) {
+        let mut slabs = self.slabs.borrow_mut();
+        slabs[usize::from(name.slab)].entries[usize::from(name.slot)].lent += 1;
+    }
+
+    /// Notes that one of those to whom it was lent has given it back.
+    pub(crate) fn take_back(&self, name: Name) {
+        self.settle(name, |entry| entry.lent -= 1);
+    }
+
+    fn settle(&self, name: Name, change: impl FnOnce(&mut Entry)) {
+        let mut slabs = self.slabs.borrow_mut();
+        let slab = &mut slabs[usize::from(name.slab)];
+        let entry = &mut slab.entries[usize::from(name.slot)];
+        change(entry);
+        if !entry.out && entry.lent == 0 {
+            entry.free = true;
+            slab.free.push(name.slot);
+        }
+    }
+
+    /// Counts the frames where they are. Takes as long as looking at each.
+    pub fn audit(&self) -> PoolAudit {
+        let mut audit = PoolAudit {
+            bytes: self.bytes.get(),
+            ..PoolAudit::default()
+        };
+        for slab in self.slabs.borrow().iter() {
+            let mut listed = alloc::vec![0u8; slab.entries.len()];
+            for &slot in &slab.free {
+                listed[usize::from(slot)] = listed[usize::from(slot)].saturating_add(1);
+            }
+            for (entry, listed) in slab.entries.iter().zip(listed) {
+                audit.frames += 1;
+                match (listed, entry.free, entry.out, entry.lent) {
+                    (1, true, false, 0) => audit.free += 1,
+                    (0, false, true, _) => audit.out += 1,
+                    (0, false, false, 1..) => audit.lent += 1,
+                    _ => audit.astray += 1,
+                }
+            }
+        }
+        audit
+    }
+}
+
+/// A buffer to write a message in, which is then moved to its receiver without being copied. Dropped, it goes back to its pool.
+///
+/// It derefs to its bytes, which lie on a line of 64 bytes unless something was [pushed](Self::push) of another length. In front
+/// of them there is room for [`HEADROOM`](crate::HEADROOM) bytes of headers.
+pub struct Frame {
+    pool: Rc<Pool>,
+    name: Name,
+    base: NonNull<u8>,
+    stride: usize,
+    begin: usize,
+    len: usize,
+}
+
+impl Frame {
+    /// How long it may become without moving its beginning.
+    pub fn capacity(&self) -> usize {
+        self.stride - self.begin
+    }
+
+    /// Bytes that may still be pushed.
+    pub fn headroom(&self) -> usize {
+        self.begin
+    }
+
+    /// Changes the length; the beginning stays where it is.
+    pub fn set_len(&mut self, len: usize) -> Result<(), FrameError> {
+        if len > self.capacity() {
+            return Err(FrameError::Room {
+                wanted: len,
+                room: self.capacity(),
+            });
+        }
+        self.len = len;
+        Ok(())
+    }
+
+    /// Puts a header in front. What is there already is not moved.
+    pub fn push(&mut self, header: &[u8]) -> Result<(), FrameError> {
+        let (wanted, room) = (header.len(), self.begin);
+        if wanted > room {
+            return Err(FrameError::Room { wanted, room });
+        }
+        self.begin -= wanted;
+        self.len += wanted;
+        self[..wanted].copy_from_slice(header);
+        Ok(())
+    }
+
+    /// Takes so many bytes off the front; they become headroom. `None` if there are not as many.
+    pub fn pop(&mut self, bytes: usize) -> Option<&[u8]> {
+        if bytes > self.len {
+            return None;
+        }
+        self.begin += bytes;
+        self.len -= bytes;
+        let at = self.at(self.begin - bytes).as_ptr();
+        // SAFETY: bounds: begin - bytes .. begin was inside the frame until now. alignment, initialised, aliasing, lifetime: as in
+        // `deref`.
+        Some(unsafe { core::slice::from_raw_parts(at, bytes) })
+    }
+
+    /// Nobody writes it any more: now it may be lent to any number of receivers.
+    pub fn freeze(self) -> Frozen {
+        Frozen(self)
+    }
+
+    pub(crate) fn pool(&self) -> &Rc<Pool> {
+        &self.pool
+    }
+
+    pub(crate) fn name(&self) -> Name {
+        self.name
+    }
+
+    /// Where this byte of the frame is.
+    fn at(&self, offset: usize) -> NonNull<u8> {
+        debug_assert!(offset <= self.stride);
+        // SAFETY: bounds: begin <= stride, kept by `frame`, `push` and `pop`; the frame has `stride` bytes.
+        unsafe { self.base.add(offset) }
+    }
+
+    pub(crate) fn place(&self) -> (u32, u32) {
+        (self.begin as u32, self.len as u32)
+    }
+}
+
+impl Deref for Frame {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY:
+        // bounds: begin + len <= stride, kept by `frame`, `set_len`, `push` and `pop`; the frame has `stride` bytes.
+        // alignment: u8 needs none. initialised: FrameMemory's promise 2.
+        // aliasing: the ledger gives a frame that is out to one `Frame` only, and promise 3 excludes other processes.
+        // lifetime: a pool keeps its memory while it lives, and this holds the pool.
+        unsafe { core::slice::from_raw_parts(self.at(self.begin).as_ptr(), self.len) }
+    }
+}
+
+impl DerefMut for Frame {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: bounds, alignment, initialised, aliasing, lifetime: as in `deref`, and self is borrowed exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.at(self.begin).as_ptr(), self.len) }
+    }
+}
+
+impl core::fmt::Debug for Frame {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Frame({} bytes)", self.len)
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        self.pool.settle(self.name, |entry| entry.out = false);
+    }
+}
+
+/// A frame that is complete: it can be read, and lent to several receivers, one after the other.
+///
+/// Dropped, it goes back to its pool as soon as the last receiver has given it back.
+#[derive(Debug)]
+pub struct Frozen(pub(crate) Frame);
+
+impl Deref for Frozen {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+const _: () = assert!(HEADROOM.is_multiple_of(SLOT_BYTES));
+const _: () = assert!(MAX_MESSAGE + HEADROOM <= u32::MAX as usize / 2);

@@ -1,0 +1,198 @@
+//! What a receiver has of a frame: the right to read it until it is given back.
+
+use crate::copy;
+use crate::frames::Granted;
+use crate::layout::{MAX_LOANS, RETURNS_LINE};
+use crate::lines::{LINE_WORDS, OwnLines};
+use alloc::rc::Rc;
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+/// The receiving side of the free ring: says in my segment which of the peer's frames I have done with.
+pub(crate) struct Returns {
+    own: OwnLines,
+    /// How many words were written.
+    count: Cell<u64>,
+    /// Something was given back since somebody asked.
+    fresh: Cell<bool>,
+}
+
+/// The tag of the lap in which the free ring's word of this number is: 1 to 255.
+pub(crate) fn lap_tag(number: u64) -> u64 {
+    number / MAX_LOANS as u64 % 255 + 1
+}
+
+/// Line and word of the free ring's word of this number.
+pub(crate) fn place(number: u64) -> (usize, usize) {
+    let word = (number % MAX_LOANS as u64) as usize;
+    (RETURNS_LINE + word / LINE_WORDS, word % LINE_WORDS)
+}
+
+impl Returns {
+    pub(crate) fn new(own: OwnLines) -> Returns {
+        Returns {
+            own,
+            count: Cell::new(0),
+            fresh: Cell::new(false),
+        }
+    }
+
+    /// Never fails: there are as many words as frames that the peer may lend. (One that lends more overwrites its own.)
+    pub(crate) fn give_back(&self, word: u64) {
+        let count = self.count.get();
+        let (line, place) = place(count);
+        // Release: pairs with the acquire in `Port::collect`; what was read of the frame was read before this.
+        self.own.line(line).publish(place, word | lap_tag(count));
+        self.count.set(count + 1);
+        self.fresh.set(true);
+    }
+
+    pub(crate) fn take_fresh(&self) -> bool {
+        self.fresh.take()
+    }
+}
+
+/// A part of a message that has been looked up: bytes of the peer's memory, which it may write at any time.
+pub(crate) struct Held {
+    memory: Rc<Granted>,
+    offset: usize,
+    len: usize,
+    /// What is to be said when it is given back.
+    word: u64,
+}
+
+impl Held {
+    /// `None` unless all of it lies in the memory.
+    pub(crate) fn new(
+        memory: &Rc<Granted>,
+        slot: usize,
+        (begin, len): (usize, usize),
+        word: u64,
+    ) -> Option<Held> {
+        let bytes = memory.memory.lines() * crate::SLOT_BYTES;
+        let inside = begin.checked_add(len)? <= memory.stride;
+        let offset = slot.checked_mul(memory.stride)?;
+        let whole = offset.checked_add(memory.stride)? <= bytes;
+        (inside && whole).then(|| Held {
+            memory: Rc::clone(memory),
+            offset: offset + begin,
+            len,
+            word,
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(crate) fn word(&self) -> u64 {
+        self.word
+    }
+
+    /// Copies from this byte on; at most as many as there are, and are wanted. Says how many.
+    fn copy(&self, from: usize, to: &mut [u8]) -> usize {
+        let count = self.len.saturating_sub(from).min(to.len());
+        if count == 0 {
+            return 0;
+        }
+        // SAFETY: bounds: offset + from + count <= offset + len, which `new` found inside the memory's lines.
+        let at = unsafe { self.memory.memory.base().add(self.offset + from) };
+        // SAFETY:
+        // 1. bounds: as above, and `to` has at least `count` bytes; it is private memory, no part of what is mapped.
+        // 2. aliasing: the mapping is accessed in no other way. lifetime: `memory` keeps it.
+        unsafe { copy::copy_bytes(at.as_ptr(), to.as_mut_ptr(), count) };
+        count
+    }
+}
+
+/// Copies from byte `from` of what these parts are together, as much as there is room for; how many bytes that were.
+pub(crate) fn copy_parts<'a>(
+    parts: impl Iterator<Item = &'a Held>,
+    mut from: usize,
+    mut to: &mut [u8],
+) -> usize {
+    let mut copied = 0;
+    for part in parts {
+        if from >= part.len {
+            from -= part.len;
+            continue;
+        }
+        let count = part.copy(from, to);
+        from = 0;
+        copied += count;
+        to = &mut to[count..];
+        if to.is_empty() {
+            break;
+        }
+    }
+    copied
+}
+
+/// A message that came in frames: its bytes stay where the sender wrote them, and are read there. Dropped, the frames go back.
+///
+/// The sender cannot use the frames until then. Nothing but its honesty keeps it from writing to them all the same, so nothing
+/// here gives out a reference to them (D4): bytes are copied out, as many at a time as you like.
+pub struct Received {
+    first: Held,
+    rest: Vec<Held>,
+    len: usize,
+    returns: Rc<Returns>,
+}
+
+impl Received {
+    /// `None` if there are no parts.
+    pub(crate) fn new(parts: &mut Vec<Held>, returns: &Rc<Returns>) -> Option<Received> {
+        let len = parts.iter().map(Held::len).sum();
+        let mut parts = parts.drain(..);
+        Some(Received {
+            first: parts.next()?,
+            rest: parts.collect(),
+            len,
+            returns: Rc::clone(returns),
+        })
+    }
+
+    /// Bytes of the message.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// How many frames it came in.
+    pub fn parts(&self) -> usize {
+        1 + self.rest.len()
+    }
+
+    /// Copies bytes from `offset` on, as many as there are and fit; says how many that were. What is copied is yours, and stays
+    /// as it is.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
+        let parts = core::iter::once(&self.first).chain(&self.rest);
+        copy_parts(parts, offset, to)
+    }
+
+    /// All bytes, copied.
+    pub fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = alloc::vec![0; self.len];
+        self.copy_to(0, &mut bytes);
+        bytes
+    }
+}
+
+impl core::fmt::Debug for Received {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        write!(f, "Received({} bytes, {} frames)", self.len, self.parts())
+    }
+}
+
+impl Drop for Received {
+    fn drop(&mut self) {
+        self.returns.give_back(self.first.word);
+        for part in &self.rest {
+            self.returns.give_back(part.word);
+        }
+    }
+}
