@@ -69,8 +69,10 @@ pub fn send(
 /// What one message was.
 #[derive(Debug, Default)]
 pub struct Received {
-    /// Bytes put into the buffer; 0 is the end of the connection.
+    /// Bytes put into the buffer; 0 is the end of the connection, unless the message was [`empty`](Self::empty).
     pub bytes: usize,
+    /// There was a message without bytes.
+    pub empty: bool,
     /// Descriptors that came with it, close-on-exec.
     pub descriptors: Vec<OwnedFd>,
     /// The message was longer than the buffer.
@@ -90,7 +92,11 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
     // The kernel finds the queue empty, then looks whether the peer has hung up: what was sent in between, and nothing
     // after it, is still there.
     match receive_once(socket, buffer) {
-        Err(Errno::AGAIN) => Ok(first),
+        // Of a connection that is over the second is as empty as the first.
+        Err(Errno::AGAIN) => Ok(Received {
+            empty: true,
+            ..first
+        }),
         second => second,
     }
 }
@@ -103,6 +109,7 @@ fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, E
         rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
     let mut received = Received {
         bytes: message.bytes.min(buffer.len()),
+        empty: false,
         truncated: message.flags.contains(ReturnFlags::TRUNC),
         too_many: false,
         no_room: false,
@@ -206,12 +213,17 @@ pub fn shut(socket: BorrowedFd<'_>) {
     let _ = rustix::net::shutdown(socket.as_fd(), rustix::net::Shutdown::Both);
 }
 
-/// Waits until a socket has something to receive, or `bound` is over.
-pub fn wait_readable(socket: BorrowedFd<'_>, bound: Duration) {
+/// Waits until a descriptor is readable (a socket has something to receive, the process of a pidfd has ended), or `bound` is
+/// over. Whether it is.
+pub fn wait_readable(descriptor: BorrowedFd<'_>, bound: Duration) -> bool {
     use rustix::event::{PollFd, PollFlags, poll};
     let timeout = timespec(bound);
-    // Whatever it says, the caller tries again and looks at its own deadline.
-    let _ = poll(&mut [PollFd::new(&socket, PollFlags::IN)], Some(&timeout));
+    // A caller that is interrupted tries again and looks at its own deadline.
+    poll(
+        &mut [PollFd::new(&descriptor, PollFlags::IN)],
+        Some(&timeout),
+    )
+    .is_ok_and(|ready| ready > 0)
 }
 
 fn timespec(duration: Duration) -> Timespec {
@@ -263,6 +275,12 @@ impl Watcher {
     pub fn add_end(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), Errno> {
         let flags = epoll::EventFlags::RDHUP;
         epoll::add(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
+    }
+
+    /// Watches a descriptor that is watched already for something to read, too.
+    pub fn keep_all(&self, descriptor: BorrowedFd<'_>, token: u64) -> Result<(), Errno> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        epoll::modify(&self.0, descriptor, epoll::EventData::new_u64(token), flags)
     }
 
     /// Watches a descriptor that is watched already for a hang-up only.

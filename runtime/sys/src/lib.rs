@@ -3,6 +3,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`memory`] | memfd segments: create, populate, seal, map; check seals and size of a peer's |
+//! | [`frames`] | memfds for frames, that only their owner writes |
 //! | [`control`] | Unix sockets that carry small messages and descriptors; who is on the other side |
 //! | [`wake`] | futex on a shared word, `membarrier` |
 //! | [`cpu`] | affinity, the length of a time slice |
@@ -18,6 +19,7 @@ pub mod block;
 pub mod clock;
 pub mod control;
 pub mod cpu;
+pub mod frames;
 mod mapping;
 pub mod memory;
 pub mod mmsg;

@@ -113,6 +113,8 @@ impl Mapping {
 // SAFETY: aliasing: a Mapping is an address range that it alone unmaps; nothing about it belongs to a thread. What is shared
 // through it is accessed by atomics only.
 unsafe impl Send for Mapping {}
+// SAFETY: aliasing: as above; what can be done with a shared reference are system calls on the range, from any thread.
+unsafe impl Sync for Mapping {}
 
 #[cfg(test)]
 mod tests {

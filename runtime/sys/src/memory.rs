@@ -34,9 +34,9 @@ use tightbeam_segment::{Backing, WritableBacking};
 const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 /// What its reader adds once it has mapped it: no holes, no further writable mapping, no further seal.
 const LAST_SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SEAL);
-const ALL_SEALS: SealFlags = SIZE_SEALS.union(LAST_SEALS);
+pub(crate) const ALL_SEALS: SealFlags = SIZE_SEALS.union(LAST_SEALS);
 
-const LINE: usize = 64;
+pub(crate) const LINE: usize = 64;
 
 /// How much something is wanted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -154,6 +154,15 @@ pub fn random_words() -> Result<[u64; 2], Errno> {
     Ok([u64::from_ne_bytes(words[0]), u64::from_ne_bytes(words[1])])
 }
 
+/// An empty memfd that other users cannot open, and that can be sealed.
+pub(crate) fn sealable(name: &str, flags: MemfdFlags) -> Result<OwnedFd, (&'static str, Errno)> {
+    let flags = flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
+    let fd = rustix::fs::memfd_create(name, flags).map_err(|e| ("create", e))?;
+    // The default mode would let another user reopen it through /proc.
+    rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(|e| ("chmod", e))?;
+    Ok(fd)
+}
+
 /// A segment of mine: mapped writable, populated, sealed.
 pub struct OwnMemory {
     mapping: Mapping,
@@ -214,11 +223,7 @@ impl OwnMemory {
         bytes: usize,
         flags: MemfdFlags,
     ) -> Result<(OwnedFd, Mapping), (&'static str, Errno)> {
-        let flags =
-            flags | MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::NOEXEC_SEAL;
-        let fd = rustix::fs::memfd_create("tightbeam", flags).map_err(|e| ("create", e))?;
-        // The default mode would let another user reopen it through /proc.
-        rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(|e| ("chmod", e))?;
+        let fd = sealable("tightbeam", flags)?;
         let block = rustix::fs::fstat(&fd).map_err(|e| ("stat", e))?.st_blksize as usize;
         let bytes = bytes.next_multiple_of(block.max(1));
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(|e| ("size", e))?;
@@ -332,7 +337,7 @@ impl PeerMemory {
     }
 }
 
-fn check_seals(found: SealFlags, needed: SealFlags) -> Result<(), PeerMemoryError> {
+pub(crate) fn check_seals(found: SealFlags, needed: SealFlags) -> Result<(), PeerMemoryError> {
     match found.contains(needed) {
         true => Ok(()),
         false => Err(PeerMemoryError::Seals {

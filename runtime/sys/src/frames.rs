@@ -1,0 +1,205 @@
+//! Memory for frames: memfds that only their owner can write, and that readers map once.
+//!
+//! ```text
+//!   owner:   memfd_create -> ftruncate -> mmap -> populate -> all four seals -> fd to each reader
+//!   reader:  fd -> all seals? -> size? -> all pages there? -> mmap read-only -> populate
+//! ```
+//!
+//! Unlike a segment (`memory`) such memory is read back by its owner, and may be read by several processes. So it is sealed
+//! with everything before anybody else has it; a reader can do nothing to it, and maps it read-only.
+
+use crate::Errno;
+use crate::mapping::Mapping;
+use crate::memory::{ALL_SEALS, LINE, PeerMemoryError, check_seals, page_size, sealable};
+use rustix::fs::MemfdFlags;
+use rustix::mm::{Advice, ProtFlags};
+use std::any::Any;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::ptr::NonNull;
+use tightbeam_segment::{Backing, FrameError, FrameMemory, MakeFrames};
+
+/// Makes [`OwnFrames`].
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FrameMaker;
+
+impl MakeFrames for FrameMaker {
+    fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError> {
+        let made = OwnFrames::create(bytes).map_err(|(call, errno)| FrameError::System {
+            call,
+            bytes,
+            errno: errno.raw_os_error(),
+        })?;
+        Ok(Box::new(made))
+    }
+}
+
+/// Memory of mine, in which frames lie: mapped writable, populated, sealed.
+pub struct OwnFrames {
+    mapping: Mapping,
+    fd: OwnedFd,
+}
+
+impl OwnFrames {
+    fn create(bytes: usize) -> Result<OwnFrames, (&'static str, Errno)> {
+        let fd = sealable("tightbeam-frames", MemfdFlags::empty())?;
+        let bytes = bytes.next_multiple_of(page_size());
+        rustix::fs::ftruncate(&fd, bytes as u64).map_err(|e| ("size", e))?;
+        let mapping = Mapping::populated(fd.as_fd(), bytes, page_size());
+        let mapping = mapping.map_err(|e| ("map and populate", e))?;
+        rustix::fs::fcntl_add_seals(&fd, ALL_SEALS).map_err(|e| ("seal", e))?;
+        Ok(OwnFrames { mapping, fd })
+    }
+
+    /// The descriptor to pass to readers.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+// SAFETY:
+// 1. the mapping's address never changes, and mmap aligns it to a page;
+// 2. `bytes` are mapped for reading and writing; all pages were populated, and the seals forbid shrinking and holes;
+// 3. the address is given to nobody else in this crate. FUTURE_WRITE was put on before the descriptor was passed to anybody: so
+//    no other process can map the pages writable, or write them through a descriptor.
+unsafe impl FrameMemory for OwnFrames {
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base.cast()
+    }
+
+    fn bytes(&self) -> usize {
+        self.mapping.bytes
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+/// A peer's memory with frames: checked, mapped read-only, populated.
+pub struct PeerFrames {
+    mapping: Mapping,
+}
+
+impl PeerFrames {
+    /// Maps `bytes` of what a peer has passed: a memfd with all seals, of at least that size, of which every page is there.
+    pub fn map(fd: OwnedFd, bytes: usize) -> Result<PeerFrames, PeerMemoryError> {
+        // Seals first: once they are there, size and pages cannot change any more.
+        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        check_seals(seals, ALL_SEALS)?;
+        let stat = rustix::fs::fstat(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        let whole = usize::try_from(stat.st_blksize)
+            .unwrap_or(0)
+            .max(page_size());
+        let there = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
+        // A hole would be filled at our expense, and kill whoever reads it when there is nothing left to fill it with.
+        let found = there(stat.st_size).min(there(stat.st_blocks).saturating_mul(512));
+        let short = PeerMemoryError::Short {
+            found,
+            needed: bytes,
+        };
+        // Of a file that could have huge pages, but has small ones, the block size says more than there is.
+        let mapped = bytes.checked_next_multiple_of(whole).ok_or(short)?;
+        let (block, mapped) = match mapped as u64 <= found {
+            true => (whole, mapped),
+            false => (page_size(), bytes.next_multiple_of(page_size())),
+        };
+        if found < mapped as u64 || bytes == 0 {
+            return Err(short);
+        }
+        let mapping = Mapping::new(fd.as_fd(), mapped, block, ProtFlags::READ);
+        let mapping = mapping.map_err(PeerMemoryError::Map)?;
+        let populated = mapping.advise(Advice::LinuxPopulateRead);
+        populated.map_err(PeerMemoryError::Map)?;
+        Ok(PeerFrames { mapping })
+    }
+}
+
+// SAFETY:
+// 1. the mapping's address never changes, and mmap aligns it to a page;
+// 2. `bytes` are mapped readable;
+// 3. size and pages were checked after the seals, which forbid to shrink it and to punch holes;
+// 4. the address is given to nobody else in this crate.
+unsafe impl Backing for PeerFrames {
+    fn base(&self) -> NonNull<u8> {
+        self.mapping.base.cast()
+    }
+
+    fn lines(&self) -> usize {
+        self.mapping.bytes / LINE
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::fs::{FallocateFlags, SealFlags};
+
+    fn duplicate(frames: &OwnFrames) -> OwnedFd {
+        frames.fd().try_clone_to_owned().unwrap()
+    }
+
+    #[test]
+    fn a_reader_sees_what_the_owner_writes_and_cannot_change_it() {
+        let frames = OwnFrames::create(10_000).unwrap();
+        assert_eq!(frames.bytes(), 12_288);
+        let seen = PeerFrames::map(duplicate(&frames), 12_288).unwrap();
+        assert_eq!(seen.lines() * LINE, 12_288);
+        let written = FrameMemory::base(&frames).as_ptr().wrapping_add(9_999);
+        let read = Backing::base(&seen).as_ptr().wrapping_add(9_999);
+        // SAFETY: bounds: the mapping has this byte. aliasing: nobody else accesses it.
+        unsafe { written.write(7) };
+        // SAFETY: bounds, aliasing: as above. initialised: it was written through the other mapping.
+        let read = unsafe { read.read_volatile() };
+        assert_eq!(read, 7);
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        let mapped = Mapping::new(frames.fd(), 4096, 4096, both);
+        assert!(matches!(mapped, Err(Errno::PERM)));
+        let written = rustix::io::pwrite(frames.fd(), b"no", 0);
+        assert_eq!(written, Err(Errno::PERM));
+        let hole = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        let punched = rustix::fs::fallocate(frames.fd(), hole, 0, 4096);
+        assert_eq!(punched, Err(Errno::PERM));
+        assert_eq!(rustix::fs::ftruncate(frames.fd(), 0), Err(Errno::PERM));
+    }
+
+    #[test]
+    fn what_could_change_under_its_reader_is_refused() {
+        let frames = OwnFrames::create(8192).unwrap();
+        let refused = |fd, bytes| PeerFrames::map(fd, bytes).err();
+        assert!(matches!(
+            refused(duplicate(&frames), 8193),
+            Some(PeerMemoryError::Short { found: 8192, .. })
+        ));
+        assert!(refused(duplicate(&frames), 0).is_some());
+        assert!(refused(duplicate(&frames), usize::MAX).is_some());
+        // Of the right size, with all seals, and a hole.
+        let holed = sealable("holed", MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&holed, 8192).unwrap();
+        rustix::io::pwrite(&holed, b"one page", 0).unwrap();
+        rustix::fs::fcntl_add_seals(&holed, ALL_SEALS).unwrap();
+        assert!(matches!(
+            refused(holed, 8192),
+            Some(PeerMemoryError::Short { found: 4096, .. })
+        ));
+        for missing in [
+            SealFlags::SHRINK,
+            SealFlags::GROW,
+            SealFlags::SEAL,
+            SealFlags::FUTURE_WRITE,
+        ] {
+            let unsealed = sealable("unsealed", MemfdFlags::empty()).unwrap();
+            rustix::fs::ftruncate(&unsealed, 8192).unwrap();
+            rustix::io::pwrite(&unsealed, &[1; 8192], 0).unwrap();
+            rustix::fs::fcntl_add_seals(&unsealed, ALL_SEALS.difference(missing)).unwrap();
+            assert!(matches!(
+                refused(unsealed, 8192),
+                Some(PeerMemoryError::Seals { .. })
+            ));
+        }
+        let (reader, _writer) = std::io::pipe().unwrap();
+        assert!(matches!(
+            refused(reader.into(), 64),
+            Some(PeerMemoryError::NotMemfd(_))
+        ));
+    }
+}
