@@ -6,8 +6,8 @@ mod support;
 use std::time::{Duration, Instant};
 use support::{Ledger, PATIENCE, Peer, Scratch, connect, next_event, opened, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_INLINE, Message,
-    PAYLOAD_BYTES, Reply, SendError, TypedMessage, TypedReply, Wait,
+    CallError, Counter, Endpoint, Event, Handle, Handlers, MAX_CALLS, MAX_INLINE, MAX_MESSAGE,
+    Message, PAYLOAD_BYTES, Reply, SendError, TypedMessage, TypedReply, Wait,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -375,16 +375,16 @@ fn a_full_ring_keeps_nothing_and_a_large_message_names_the_limit() {
     patiently(|| (server.poll(64) > 0).then_some(()));
     assert_eq!(client.try_send(COUNT, &payload), Ok(()));
     let error = client
-        .try_send(COUNT, &[0; MAX_INLINE + 1])
+        .try_send(COUNT, &vec![0; MAX_MESSAGE + 1])
         .expect_err("too large");
     assert_eq!(
         error,
         SendError::TooLarge {
-            len: MAX_INLINE + 1,
-            max: MAX_INLINE
+            len: MAX_MESSAGE + 1,
+            max: MAX_MESSAGE
         }
     );
-    for word in ["1081", "1080"] {
+    for word in ["67108865", "67108864"] {
         assert!(error.to_string().contains(word), "{error}");
     }
 }

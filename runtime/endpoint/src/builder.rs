@@ -9,8 +9,9 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tightbeam_segment::Layout;
+use tightbeam_segment::{Layout, MAX_GRANTED, Pool};
 use tightbeam_sys::control::own_uid;
+use tightbeam_sys::frames::FrameMaker;
 use tightbeam_sys::memory::{MemoryOptions, Want};
 
 /// Ring depth in slots if nothing else is said.
@@ -22,6 +23,9 @@ pub const DEFAULT_MAX_CHANNELS: usize = 256;
 pub const DEFAULT_OPEN_WITHIN: Duration = Duration::from_secs(2);
 /// How long a call or a send may wait if nothing else is said.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(1);
+
+/// How many bytes of frames a channel may have if nothing else is said.
+pub const DEFAULT_FRAME_LIMIT: usize = 256 << 20;
 
 /// Collects settings, then listens or connects.
 ///
@@ -49,6 +53,7 @@ pub struct Builder<S> {
     within: Duration,
     deadline: Duration,
     wait: Wait,
+    frame_limit: usize,
 }
 
 impl Builder<()> {
@@ -64,6 +69,7 @@ impl Builder<()> {
             within: DEFAULT_OPEN_WITHIN,
             deadline: DEFAULT_DEADLINE,
             wait: Wait::default(),
+            frame_limit: DEFAULT_FRAME_LIMIT,
         }
     }
 }
@@ -81,6 +87,7 @@ impl<S> Builder<S> {
             within: self.within,
             deadline: self.deadline,
             wait: self.wait,
+            frame_limit: self.frame_limit,
         }
     }
 
@@ -140,6 +147,14 @@ impl<S> Builder<S> {
         self
     }
 
+    /// How many bytes of memory the frames of a channel may take, on this side; [`DEFAULT_FRAME_LIMIT`] by default, at most
+    /// [`MAX_GRANTED`](crate::MAX_GRANTED). [Shared frames](Endpoint::shared_frame) may take as much again, all together. Memory is
+    /// made when it is needed, and given back when the channel ends.
+    pub fn frame_limit(mut self, bytes: usize) -> Self {
+        self.frame_limit = bytes.min(MAX_GRANTED);
+        self
+    }
+
     /// Listens at `address`: `shm:PATH`.
     ///
     /// A socket that a dead process left at the path is replaced; a live listener, or anything that is no socket, is not.
@@ -181,6 +196,9 @@ impl<S> Builder<S> {
                 gate: Gate::new(self.admit, self.channels),
                 within: self.within,
             },
+            frame_limit: self.frame_limit,
+            shared: Pool::shared(FrameMaker, self.frame_limit),
+            graves: Vec::new(),
             wait: self.wait,
             spin_budget: SpinBudget::new(),
             deadline: self.deadline,

@@ -1,6 +1,7 @@
 //! Calls: a message that wants a reply, and the wait for it.
 
-use crate::channel::{Called, ChannelId};
+use crate::channel::{Called, Channel, ChannelId};
+use crate::send::is_for_want_of_room;
 use crate::wait::Waiting;
 use crate::{CallError, Endpoint, SendError, TypedMessage};
 use std::time::Duration;
@@ -57,7 +58,9 @@ impl<S> Endpoint<S> {
         let called = channel.call(handler, payload, spins);
         if !matches!(called, Called::Answered) {
             let id = channel.id;
-            self.finish_call(id, called, handler, payload, within)?;
+            self.finish_call(id, called, handler, within, &mut |channel| {
+                channel.call(handler, payload, spins)
+            })?;
         }
         match self.channels.get(slot) {
             Some(Some(channel)) => Ok(channel.port.copied()),
@@ -65,22 +68,27 @@ impl<S> Endpoint<S> {
         }
     }
 
-    /// The rest of a call that was not answered at once.
+    /// The reply that a call over this channel got last.
+    pub(crate) fn reply_of(&self, id: ChannelId) -> Result<&[u8], CallError> {
+        let channel = self.look_up(id).ok_or(CallError::Ended)?;
+        Ok(channel.port.copied())
+    }
+
+    /// The rest of a call that was not answered at once, and may have to be tried again.
     #[cold]
     #[inline(never)]
-    fn finish_call(
+    pub(crate) fn finish_call(
         &mut self,
         id: ChannelId,
         mut called: Called,
         handler: u16,
-        payload: &[u8],
         within: Duration,
+        again: &mut dyn FnMut(&mut Channel) -> Called,
     ) -> Result<(), CallError> {
         let mut waiting = Waiting::new(within);
-        let spins = self.spins();
         while let Called::NotSent(error) = called {
             waiting.room = match error {
-                TrySendError::Full => Some(id),
+                error if is_for_want_of_room(error) => Some(id),
                 TrySendError::TooManyCalls => None,
                 error => return Err(CallError::NotSent(error.into())),
             };
@@ -91,7 +99,7 @@ impl<S> Endpoint<S> {
             let channel = self
                 .channel(id)
                 .ok_or(CallError::NotSent(SendError::NoChannel))?;
-            called = channel.call(handler, payload, spins);
+            called = again(channel);
         }
         if let Called::Answered = called {
             return Ok(());

@@ -1,5 +1,6 @@
 //! One channel of an endpoint: a port, who is on the other side, and how it stands.
 
+use crate::connection::Connection;
 use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
 use crate::rounds::PATIENCE;
@@ -75,8 +76,10 @@ pub(crate) enum Armed {
 pub(crate) struct Channel {
     pub(crate) id: ChannelId,
     pub(crate) port: Port,
-    /// The connection beside the rings.
-    pub(crate) socket: Arc<OwnedFd>,
+    /// What is beside the rings.
+    pub(crate) connection: Rc<Connection>,
+    /// Tells when the peer's process ends.
+    pub(crate) pidfd: Arc<OwnedFd>,
     pub(crate) armed: Armed,
     /// The endpoint itself watches the connection.
     pub(crate) watched: bool,
@@ -97,7 +100,7 @@ pub(crate) struct Channel {
     /// Looks until it counts as idle; 0 if it does.
     pub(crate) looks: u16,
     /// Given back when the channel is over.
-    _seat: Option<Seat>,
+    pub(crate) seat: Option<Seat>,
 }
 
 /// How far a call came without waiting.
@@ -125,16 +128,17 @@ impl Channel {
     pub(crate) fn new(
         id: ChannelId,
         port: Port,
-        socket: Arc<OwnedFd>,
+        connection: Rc<Connection>,
+        pidfd: Arc<OwnedFd>,
         all_armed: Rc<Cell<bool>>,
         peer: PeerIdentity,
         memory: MemoryReport,
-        seat: Option<Seat>,
     ) -> Channel {
         Channel {
             id,
             port,
-            socket,
+            connection,
+            pidfd,
             armed: Armed::No,
             watched: false,
             wants_room: Cell::new(false),
@@ -147,7 +151,7 @@ impl Channel {
             answer: None,
             unsettled: false,
             looks: PATIENCE,
-            _seat: seat,
+            seat: None,
         }
     }
 
@@ -253,7 +257,7 @@ impl Channel {
             self.port.consume();
             handled += 1;
         }
-        if handled > 0 || settled {
+        if handled > 0 || settled || self.port.gave_back() {
             self.port.finish_drain();
             // It may sleep until there is room, or until there is what handlers have sent.
             wake_if_asleep(self);

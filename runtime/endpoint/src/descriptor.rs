@@ -10,13 +10,11 @@ use crate::wait::FEW;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
-use tightbeam_segment::{Asleep, PeerFault};
+use tightbeam_segment::Asleep;
 use tightbeam_sys::Errno;
-use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
+use tightbeam_sys::control::{Alarm, Ready, Watcher};
 use tightbeam_sys::wake;
 
-/// What is said over the connection to wake who sleeps.
-pub(crate) const WAKE: [u8; 1] = [1];
 /// Names the control thread's bell among the channels, which begin with 1.
 const BELL: u64 = 0;
 /// Wake-ups of one channel that are taken at a time.
@@ -58,12 +56,16 @@ impl Channel {
     /// Says that we sleep, where that is not said yet; whether there may be something that nobody will wake us for.
     fn arm(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
         if !self.watched {
-            let watched = watcher.add(self.socket.as_fd(), self.id.0);
+            let watched = watcher.add(self.connection.as_fd(), self.id.0);
             watched.map_err(|errno| ArmError {
                 call: "watch a connection",
                 errno,
             })?;
             self.watched = true;
+        }
+        self.connection.expect_wakes();
+        if self.connection.was_woken() && self.armed == Armed::Yes {
+            self.armed = Armed::Fresh;
         }
         if self.armed == Armed::No {
             self.port.set_asleep(Asleep::Connection);
@@ -100,17 +102,13 @@ impl Channel {
         arrived || room
     }
 
-    /// Takes the wake-ups that have come over the connection.
+    /// Takes the wake-ups that have come over the connection, and keeps what else has come.
     fn take_wakes(&mut self) {
-        let mut buffer = [0; 2];
         for _ in 0..WAKES {
-            match control::receive(self.socket.as_fd(), &mut buffer) {
-                Ok(received) if received.bytes == 0 && received.descriptors.is_empty() => return,
-                Ok(received)
-                    if buffer[..received.bytes] == WAKE && received.descriptors.is_empty() => {}
-                // Nothing left, or the connection is over, which the control thread sees too.
-                Err(_) => return,
-                Ok(_) => return self.note_ending(Ending::Faulted(PeerFault::Control)),
+            match self.connection.read() {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(fault) => return self.note_ending(Ending::Faulted(fault)),
             }
         }
     }
@@ -252,7 +250,7 @@ impl<S> Endpoint<S> {
         }
         if ready.hung_up {
             // The control thread will say what that means.
-            watcher.remove(channel.socket.as_fd());
+            watcher.remove(channel.connection.as_fd());
         }
         // Whatever woke us is looked for in the ring before the next sleep.
         channel.disarm();
@@ -264,7 +262,7 @@ impl<S> Endpoint<S> {
     /// A channel is over.
     pub(crate) fn forget_connection(&self, channel: &Channel) {
         if let (Some(watcher), true) = (&self.watcher, channel.watched) {
-            watcher.remove(channel.socket.as_fd());
+            watcher.remove(channel.connection.as_fd());
         }
     }
 

@@ -2,6 +2,7 @@
 
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
+use crate::graves::Grave;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
@@ -11,7 +12,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Duration;
-use tightbeam_segment::{Audit, Counters};
+use tightbeam_segment::{Audit, Counters, Pool};
 use tightbeam_sys::control::Watcher;
 use tightbeam_sys::memory::MemoryReport;
 
@@ -49,6 +50,11 @@ pub struct Endpoint<S = ()> {
     /// Channels opened so far.
     pub(crate) unique: u64,
     pub(crate) options: OpenOptions,
+    /// Bytes of frames that each channel may have.
+    pub(crate) frame_limit: usize,
+    /// Frames for any channel.
+    pub(crate) shared: Rc<Pool>,
+    pub(crate) graves: Vec<Grave>,
     pub(crate) wait: Wait,
     pub(crate) spin_budget: SpinBudget,
     /// Set as soon as the endpoint waits on descriptors.
@@ -116,6 +122,7 @@ impl<S> Endpoint<S> {
             self.forget_connection(&closing);
             self.count_channels();
             hang_up(&closing, self.controller, &self.mailbox);
+            self.bury(*closing);
         }
         true
     }

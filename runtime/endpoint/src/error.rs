@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::time::Duration;
-use tightbeam_segment::{LayoutError, Mismatch, PeerFault};
+use tightbeam_segment::{FrameError, LayoutError, Mismatch, PeerFault};
 use tightbeam_sys::Errno;
 use tightbeam_sys::memory::{MemoryError, PeerMemoryError};
 
@@ -149,13 +149,13 @@ pub enum OpenError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum SendError {
-    /// The ring is full: poll, then try again.
-    #[error("the send ring is full; poll, then try again")]
+    /// The ring is full, or all frames are in use: poll, then try again.
+    #[error("the send ring is full, or all frames are in use; poll, then try again")]
     Full,
     /// The ring was full until the deadline.
-    #[error("the send ring stayed full until the deadline")]
+    #[error("there was no room in the send ring, or no frame, until the deadline")]
     DeadlineExceeded,
-    /// Longer than a channel carries in this release.
+    /// Longer than a channel carries.
     #[error("a message of {len} bytes is too large; the most is {max}")]
     TooLarge {
         /// Its length in bytes.
@@ -163,6 +163,9 @@ pub enum SendError {
         /// The longest length in bytes.
         max: usize,
     },
+    /// There is no frame for it, and trying again will not help.
+    #[error(transparent)]
+    Frame(FrameError),
     /// The endpoint has no such channel, or none at all: it has ended. See the endpoint's events for why.
     #[error("the channel has ended; the endpoint's events say why")]
     NoChannel,

@@ -5,8 +5,10 @@
 
 use crate::channel::ChannelId;
 use crate::send::wake_from_handler;
-use crate::{SendError, TypedMessage};
-use tightbeam_segment::{Answer, Counter, Incoming, Lookout, Outgoing, Port, TrySendError};
+use crate::{NotSent, SendError, TypedMessage};
+use tightbeam_segment::{
+    Answer, Counter, Frame, Incoming, Lookout, Outgoing, Port, Received, TrySendError,
+};
 
 /// A handler: a function, or a closure that captures nothing. What it needs to remember is in the state `S`.
 ///
@@ -122,11 +124,20 @@ fn unregistered<S>(_state: &mut S, _message: Message<'_>, reply: Reply<'_>) {
 pub struct Message<'a>(pub(crate) Incoming<'a>);
 
 impl<'a> Message<'a> {
-    /// The payload, in private memory: the sender cannot change it any more (D4). At most
-    /// [`MAX_INLINE`](crate::MAX_INLINE) bytes, 8-byte aligned.
+    /// The payload, in private memory: the sender cannot change it any more (D4). 8-byte aligned up to
+    /// [`MAX_INLINE`](crate::MAX_INLINE) bytes. A longer message is copied out of its frames here; see [`frames`](Self::frames) for how
+    /// to save that.
     #[inline(always)]
     pub fn bytes(self) -> &'a [u8] {
         self.0.bytes()
+    }
+
+    /// The message in the frames in which it came, to be read there, and to be kept as long as you like; `None` if it came
+    /// through the ring, or was taken already. After this [`bytes`](Self::bytes) is empty.
+    ///
+    /// While it is kept, its sender has as many frames less.
+    pub fn frames(&self) -> Option<Received> {
+        self.0.frames()
     }
 
     /// Length in bytes.
@@ -178,9 +189,10 @@ impl<'a> Reply<'a> {
 
     /// Answers. Never waits: room for replies is kept in reserve.
     ///
-    /// A message that was sent, not called, has nobody to answer; then nothing is sent and `reply_unwanted` counts one. Of an
-    /// answer above [`MAX_INLINE`](crate::MAX_INLINE) bytes nothing is sent, `call_unanswered` counts one, and the caller
-    /// gets [`CallError::NoReply`](crate::CallError::NoReply).
+    /// A message that was sent, not called, has nobody to answer; then nothing is sent and `reply_unwanted` counts one. An
+    /// answer above [`MAX_INLINE`](crate::MAX_INLINE) bytes takes a frame. If there is none, because the caller keeps all those
+    /// that it got, nothing is sent, `call_unanswered` counts one, and the caller gets
+    /// [`CallError::NoReply`](crate::CallError::NoReply).
     #[inline(always)]
     pub fn send(self, payload: &[u8]) {
         let port = self.0;
@@ -192,6 +204,38 @@ impl<'a> Reply<'a> {
         match port.try_reply(payload) {
             Ok(()) => wake_from_handler(port),
             Err(error) => unsent(port, error),
+        }
+    }
+
+    /// A frame of `len` bytes, for [`send_frame`](Self::send_frame) or [`try_send_frame`](Self::try_send_frame). See
+    /// [`Endpoint::frame_for`](crate::Endpoint::frame_for).
+    pub fn frame(&self, len: usize) -> Result<Frame, SendError> {
+        Ok(self.0.frame(len).map_err(TrySendError::from)?)
+    }
+
+    /// Answers with a frame, which is not copied. As [`send`](Self::send).
+    pub fn send_frame(self, frame: Frame) {
+        let port = self.0;
+        std::mem::forget(self);
+        if !port.handling_wants_reply() {
+            port.count(Counter::ReplyUnwanted);
+            return;
+        }
+        match port.try_reply_frames(std::slice::from_ref(&frame)) {
+            Ok(()) => wake_from_handler(port),
+            Err(error) => unsent(port, error),
+        }
+    }
+
+    /// Sends a frame to the same peer, without waiting. If there is no room it comes back.
+    pub fn try_send_frame(&self, handler: u16, frame: Frame) -> Result<(), NotSent<Frame>> {
+        let out = Outgoing::message(handler);
+        match self.0.try_lend(out, std::slice::from_ref(&frame)) {
+            Ok(()) => {
+                wake_from_handler(self.0);
+                Ok(())
+            }
+            Err(error) => Err(NotSent::new(error.into(), frame)),
         }
     }
 
@@ -232,22 +276,11 @@ fn refuse(port: &Port, why: Answer) {
     }
 }
 
-/// A reply that could not be sent: too large, or the channel is over.
+/// A reply that could not be sent: too large, or no frame for it, or the channel is over.
 #[cold]
 fn unsent(port: &Port, error: TrySendError) {
-    if let TrySendError::TooLarge { .. } = error {
+    if let TrySendError::TooLarge { .. } | TrySendError::Frame(_) = error {
         port.count(Counter::CallUnanswered);
         refuse(port, Answer::NoReply);
-    }
-}
-
-impl From<TrySendError> for SendError {
-    fn from(error: TrySendError) -> Self {
-        match error {
-            TrySendError::TooLarge { len, max } => SendError::TooLarge { len, max },
-            TrySendError::Closed => SendError::NoChannel,
-            TrySendError::Fault(fault) => SendError::Fault(fault),
-            _ => SendError::Full,
-        }
     }
 }

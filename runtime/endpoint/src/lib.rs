@@ -16,11 +16,14 @@ mod address;
 mod builder;
 mod call;
 mod channel;
+mod connection;
 mod control;
 mod descriptor;
 mod endpoint;
 mod error;
 mod event;
+mod frames;
+mod graves;
 mod handler;
 mod poll;
 #[cfg(feature = "tokio")]
@@ -32,7 +35,8 @@ mod wait;
 
 pub use address::Address;
 pub use builder::{
-    Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_MAX_CHANNELS, DEFAULT_OPEN_WITHIN,
+    Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_FRAME_LIMIT, DEFAULT_MAX_CHANNELS,
+    DEFAULT_OPEN_WITHIN,
 };
 pub use channel::{ChannelId, PeerIdentity};
 pub use control::{Openings, Stopper};
@@ -40,14 +44,16 @@ pub use descriptor::{ArmError, Sleeper};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
+pub use frames::Frames;
 pub use handler::{Handler, Handlers, Message, Reply};
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
 
 pub use tightbeam_segment::{
-    Audit, Batch, Counter, Counters, Finding, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_INLINE,
-    MIN_DEPTH, Mismatch, PAYLOAD_BYTES, PeerFault, Place, Ring, Teller,
+    Audit, Batch, Counter, Counters, Finding, Frame, FrameError, Frozen, HEADROOM, LayoutError,
+    MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MIN_DEPTH,
+    Mismatch, PAYLOAD_BYTES, PeerFault, Place, PoolAudit, Received, Ring, Teller,
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;

@@ -1,6 +1,7 @@
 //! Polling: a bounded look at every channel, and the loop around it.
 
 use crate::channel::{Channel, ChannelId, Ending};
+use crate::connection::{Carrier, Connection};
 use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
 use crate::wait::Waiting;
@@ -8,7 +9,8 @@ use crate::{Endpoint, Event, RunError};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
-use tightbeam_segment::{Ended, PeerFault};
+use tightbeam_segment::{Ended, PeerFault, Pool};
+use tightbeam_sys::frames::FrameMaker;
 
 impl<S> Endpoint<S> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
@@ -135,10 +137,22 @@ impl<S> Endpoint<S> {
                 Notice::Lingering(label) => {
                     self.note_ending(label, Ending::Faulted(PeerFault::HungUp));
                 }
-                Notice::Babbled(label) => {
-                    self.note_ending(label, Ending::Faulted(PeerFault::Control));
+                Notice::Input(label) => {
+                    let found = self.look_up(ChannelId(label));
+                    match found.map(|channel| channel.port.take_grants()) {
+                        Some(Err(fault)) => self.note_ending(label, Ending::Faulted(fault)),
+                        Some(Ok(())) => self.watch_input(label),
+                        None => {}
+                    }
                 }
             }
+        }
+    }
+
+    /// Who waits on descriptors looks at what comes over the connections itself.
+    fn watch_input(&self, label: u64) {
+        if self.watcher.is_none() {
+            self.controller.watch_input(label, self.mailbox.door());
         }
     }
 
@@ -159,11 +173,23 @@ impl<S> Endpoint<S> {
         self.unique += 1;
         let id = ChannelId::new(slot, self.unique);
         let (peer, memory) = (opened.peer, opened.memory);
-        let joined = opened.join(id.0);
-        let (socket, pidfd) = (Arc::new(joined.socket), joined.pidfd);
-        let ours = Arc::clone(&socket);
+        let mut joined = opened.join(id.0);
+        let (socket, pidfd) = (Arc::new(joined.socket), Arc::new(joined.pidfd));
         let all_armed = Rc::clone(&self.all_armed);
-        let channel = Channel::new(id, joined.port, ours, all_armed, peer, memory, joined.seat);
+        let connection = Rc::new(Connection::new(Arc::clone(&socket), Rc::clone(&all_armed)));
+        let pool = Pool::new(FrameMaker, self.frame_limit);
+        joined.port.equip(pool, Carrier(Rc::clone(&connection)));
+        let port = joined.port;
+        let mut channel = Channel::new(
+            id,
+            port,
+            connection,
+            Arc::clone(&pidfd),
+            all_armed,
+            peer,
+            memory,
+        );
+        channel.seat = joined.seat;
         let channel = Box::new(channel);
         match self.channels.get_mut(slot) {
             Some(free) => *free = Some(channel),
@@ -206,12 +232,17 @@ impl<S> Endpoint<S> {
         self.forget_connection(&ended);
         self.count_channels();
         self.controller.unwatch(ended.id.0, self.mailbox.door());
-        let (channel, counters) = (ended.id, ended.port.counters().clone());
+        let (channel, counters, pid) = (ended.id, ended.port.counters().clone(), ended.peer.pid);
+        if !matches!(end, End::Dead) {
+            self.bury(*ended);
+        }
         self.note(match end {
             End::Closed => Event::Closed { channel, counters },
             End::Dead => Event::Dead { channel, counters },
             End::Faulted(fault) => {
-                self.options.gate.suspend(ended.peer.pid);
+                if fault != PeerFault::Exhausted {
+                    self.options.gate.suspend(pid);
+                }
                 Event::Faulted {
                     channel,
                     fault,

@@ -5,6 +5,7 @@
 
 use crate::channel::{Called, ChannelId};
 use crate::descriptor::ArmError;
+use crate::send::is_for_want_of_room;
 use crate::{CallError, Endpoint, Event, SendError, Wait};
 use futures_util::stream::{self, Stream};
 use std::os::fd::{AsFd, OwnedFd};
@@ -170,11 +171,8 @@ impl<S> Calling<'_, S> {
             let channel = self.endpoint.channel(self.channel);
             let channel = channel.ok_or(CallError::NotSent(SendError::NoChannel))?;
             match channel.call(handler, payload, 0) {
-                Called::NotSent(error @ (TrySendError::Full | TrySendError::TooManyCalls)) => {
-                    if error == TrySendError::Full {
-                        channel.want_room();
-                    }
-                }
+                Called::NotSent(TrySendError::TooManyCalls) => {}
+                Called::NotSent(error) if is_for_want_of_room(error) => channel.want_room(),
                 Called::NotSent(error) => return Err(CallError::NotSent(error.into())),
                 Called::Answered => {
                     channel.answer = Some(Answer::Reply);

@@ -1,13 +1,11 @@
 //! Sending: at once, or with a deadline and polling meanwhile.
 
 use crate::channel::{Channel, ChannelId};
-use crate::descriptor::WAKE;
 use crate::wait::Waiting;
 use crate::{Endpoint, SendError, TypedMessage};
-use std::os::fd::AsFd;
 use std::time::Duration;
-use tightbeam_segment::{Batch, Counter, Outgoing, Port, TrySendError};
-use tightbeam_sys::{control, wake};
+use tightbeam_segment::{Batch, Counter, FrameError, Outgoing, Port, TrySendError};
+use tightbeam_sys::wake;
 
 /// Wakes the peer if it says that it sleeps; costs one load of a shared line while it does not (D7).
 #[inline(always)]
@@ -24,8 +22,7 @@ fn wake_peer(channel: &Channel) {
         return wake_by_word(&channel.port);
     }
     channel.port.count(Counter::Wakes);
-    // A connection that is full has woken it already; one that is over has nobody to wake.
-    let _ = control::send(channel.socket.as_fd(), &WAKE, None);
+    channel.connection.wake();
 }
 
 #[cold]
@@ -54,20 +51,48 @@ fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendE
 
 /// Notes that there was no room, for who waits on a descriptor until there is.
 #[cold]
-fn not_sent(channel: &Channel, error: TrySendError) -> SendError {
-    if error == TrySendError::Full {
+pub(crate) fn not_sent(channel: &Channel, error: TrySendError) -> SendError {
+    if is_for_want_of_room(error) {
         channel.want_room();
     }
     error.into()
 }
 
-/// A typed message that was not sent: it comes back with the reason.
+/// Whether it is worth trying again after the receiver has consumed something.
+pub(crate) fn is_for_want_of_room(error: TrySendError) -> bool {
+    use FrameError::{InUse, Lent};
+    matches!(
+        error,
+        TrySendError::Full | TrySendError::Frame(InUse { .. } | Lent)
+    )
+}
+
+impl From<TrySendError> for SendError {
+    fn from(error: TrySendError) -> Self {
+        match error {
+            error if is_for_want_of_room(error) => SendError::Full,
+            TrySendError::TooLarge { len, max } => SendError::TooLarge { len, max },
+            TrySendError::Closed | TrySendError::Frame(FrameError::HungUp) => SendError::NoChannel,
+            TrySendError::Frame(error) => SendError::Frame(error),
+            TrySendError::Fault(fault) => SendError::Fault(fault),
+            _ => SendError::Full,
+        }
+    }
+}
+
+/// A typed message, or frames, not sent: it comes back with the reason.
 #[derive(Debug)]
 pub struct NotSent<T> {
     /// Why.
     pub error: SendError,
     /// The message.
     pub message: T,
+}
+
+impl<T> NotSent<T> {
+    pub(crate) fn new(error: SendError, message: T) -> NotSent<T> {
+        NotSent { error, message }
+    }
 }
 
 impl<S> Endpoint<S> {
@@ -80,7 +105,8 @@ impl<S> Endpoint<S> {
 
     /// Sends a message to the peer's handler with this index if there is room in the send ring, without waiting.
     ///
-    /// Copies the payload, at most [`MAX_INLINE`](crate::MAX_INLINE) bytes. Makes no system call unless the peer sleeps.
+    /// Copies the payload, up to [`MAX_INLINE`](crate::MAX_INLINE) bytes into the ring, more into a [frame](Self::frame); at most
+    /// [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes. Makes no system call unless the peer sleeps, or memory for frames is needed.
     #[inline(always)]
     pub fn try_send_to(
         &mut self,

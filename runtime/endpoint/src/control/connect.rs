@@ -135,6 +135,7 @@ fn receive(
         truncated,
         too_many,
         no_room,
+        ..
     } = received;
     if bytes == 0 {
         return Err(OpenError::HungUp);

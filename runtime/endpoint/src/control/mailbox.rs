@@ -17,8 +17,8 @@ pub(crate) enum Notice {
     Exited(u64),
     /// The peer hung up some time ago, lives, and has not closed the channel.
     Lingering(u64),
-    /// The peer has sent something over the control connection of this channel.
-    Babbled(u64),
+    /// The peer has sent something over the connection of this channel, which is not watched for more.
+    Input(u64),
 }
 
 /// The receiving side, owned by an endpoint.

@@ -5,6 +5,7 @@
 
 mod admit;
 mod connect;
+mod controller;
 mod gate;
 mod listener;
 mod mailbox;
@@ -12,12 +13,12 @@ mod thread;
 mod wire;
 
 pub(crate) use connect::connect;
+pub(crate) use controller::{Controller, Watch};
 pub use gate::Openings;
 pub(crate) use gate::{Gate, Seat};
 pub(crate) use listener::{Listener, bind};
 pub use mailbox::Stopper;
 pub(crate) use mailbox::{Mailbox, Notice};
-pub(crate) use thread::{Controller, Watch};
 
 use crate::OpenError;
 use crate::channel::PeerIdentity;

@@ -9,19 +9,19 @@
 //! A client that connects and says nothing holds one descriptor until its deadline and delays nobody.
 
 use super::admit::{admit, is_admitted, ours, turn_away};
+use super::controller::{Command, Watch};
 use super::gate::Outcome;
 use super::mailbox::{Door, Notice};
 use super::wire::{BYTES, Opening, Refusal};
 use super::{OpenOptions, Opened};
-use crate::OpenError;
 use std::collections::HashMap;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
-use tightbeam_sys::{cpu, process, wake};
+use tightbeam_sys::{cpu, process};
 
 /// A peer whose socket hung up but whose process lives is given this long to end: a dying process closes its descriptors
 /// before its pidfd says so (up to 1.7 ms measured).
@@ -35,140 +35,9 @@ const SLICE: Duration = Duration::from_micros(100);
 /// Openings under way at a time, for each listener; further clients wait in its backlog.
 const MAX_OPENINGS: usize = 64;
 
-/// A channel's connection, to be watched until it ends.
-pub(crate) struct Watch {
-    pub(crate) label: u64,
-    pub(crate) socket: Arc<OwnedFd>,
-    /// The endpoint itself looks at what comes over the connection; only the end of it is watched for.
-    pub(crate) end_only: bool,
-    pub(crate) pidfd: OwnedFd,
-    pub(crate) door: Door,
-}
+pub(super) const ALARM: u64 = 0;
 
-enum Command {
-    Listen {
-        id: u64,
-        socket: OwnedFd,
-        options: OpenOptions,
-        door: Door,
-    },
-    Unlisten {
-        id: u64,
-        door: Door,
-        done: Sender<()>,
-    },
-    Watch(Watch),
-    Unwatch {
-        label: u64,
-        door: Door,
-    },
-    /// From now on the endpoint itself looks at what comes over its connections.
-    LeaveInput {
-        door: Door,
-        done: Sender<()>,
-    },
-}
-
-/// The way to the control thread of this process.
-pub(crate) struct Controller {
-    commands: Sender<Command>,
-    alarm: Arc<Alarm>,
-    /// A fork of this process has no such thread.
-    process: u32,
-}
-
-impl Controller {
-    /// The process's control thread, started when it is first asked for.
-    pub(crate) fn get() -> Result<&'static Controller, OpenError> {
-        static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
-        let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
-        match *current {
-            Some(running) if !running.is_of_a_parent() => Ok(running),
-            // One that could not be started is tried again next time.
-            _ => {
-                let started = Controller::start().map_err(|errno| OpenError::System {
-                    call: "start the control thread",
-                    errno,
-                })?;
-                Ok(current.insert(Box::leak(Box::new(started))))
-            }
-        }
-    }
-
-    /// Whether this process is a fork of the one whose thread it is.
-    pub(crate) fn is_of_a_parent(&self) -> bool {
-        self.process != control::own_pid()
-    }
-
-    fn start() -> Result<Controller, Errno> {
-        wake::register_barrier()?;
-        let watcher = Watcher::new()?;
-        let alarm = Arc::new(Alarm::new()?);
-        watcher.add(alarm.fd(), ALARM)?;
-        let (commands, inbox) = channel();
-        let thread = Thread {
-            watcher,
-            alarm: Arc::clone(&alarm),
-            inbox,
-            items: HashMap::new(),
-            resting: HashMap::new(),
-            next_token: ALARM + 1,
-        };
-        std::thread::Builder::new()
-            .name("tightbeam-control".into())
-            .spawn(move || thread.run())
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
-        Ok(Controller {
-            commands,
-            alarm,
-            process: control::own_pid(),
-        })
-    }
-
-    fn tell(&self, command: Command) {
-        // The thread ends with the process only, so there is always somebody who listens.
-        let _ = self.commands.send(command);
-        self.alarm.raise();
-    }
-
-    pub(crate) fn listen(&self, id: u64, socket: OwnedFd, options: OpenOptions, door: Door) {
-        self.tell(Command::Listen {
-            id,
-            socket,
-            options,
-            door,
-        });
-    }
-
-    /// Stops a listener; when this returns nobody is accepted any more.
-    pub(crate) fn unlisten(&self, id: u64, door: Door) {
-        let (done, finished) = channel();
-        self.tell(Command::Unlisten { id, door, done });
-        // An error means that the thread is gone, and the listener with it.
-        let _ = finished.recv();
-    }
-
-    pub(crate) fn watch(&self, watch: Watch) {
-        self.tell(Command::Watch(watch));
-    }
-
-    /// Leaves it to an endpoint to look at what comes over the connections that it has; when this returns, nobody else does.
-    pub(crate) fn leave_input(&self, door: Door) {
-        let (done, finished) = channel();
-        self.tell(Command::LeaveInput { door, done });
-        // An error means that the thread is gone, and nobody looks.
-        let _ = finished.recv();
-    }
-
-    /// Hangs up.
-    pub(crate) fn unwatch(&self, label: u64, door: Door) {
-        self.tell(Command::Unwatch { label, door });
-    }
-}
-
-const ALARM: u64 = 0;
-
-struct Thread {
+pub(super) struct Thread {
     watcher: Watcher,
     alarm: Arc<Alarm>,
     inbox: Receiver<Command>,
@@ -204,7 +73,7 @@ enum Item {
     },
     Process {
         channel: u64,
-        pidfd: OwnedFd,
+        pidfd: Arc<OwnedFd>,
     },
 }
 
@@ -248,7 +117,18 @@ fn is_dying(socket: &OwnedFd) -> bool {
 }
 
 impl Thread {
-    fn run(mut self) {
+    pub(super) fn new(watcher: Watcher, alarm: Arc<Alarm>, inbox: Receiver<Command>) -> Thread {
+        Thread {
+            watcher,
+            alarm,
+            inbox,
+            items: HashMap::new(),
+            resting: HashMap::new(),
+            next_token: ALARM + 1,
+        }
+    }
+
+    pub(super) fn run(mut self) {
         // Without it this hears of a death 1 to 2 ms later on a machine whose CPUs are all busy (p99 10.0 for 11.8 ms).
         let _ = cpu::request_slice(SLICE);
         loop {
@@ -326,6 +206,7 @@ impl Thread {
                 self.insert(Item::Process { channel, pidfd });
             }
             Command::Unwatch { label, door } => self.hang_up(label, &door),
+            Command::WatchInput { label, door } => self.watch_input(label, &door),
             Command::LeaveInput { door, done } => {
                 self.leave_input(&door);
                 // The endpoint may have been dropped meanwhile.
@@ -354,12 +235,32 @@ impl Thread {
         }
     }
 
-    fn hang_up(&mut self, wanted: u64, of: &Door) {
-        let found = self.items.iter().find_map(|(&token, item)| match item {
+    fn channel(&self, wanted: u64, of: &Door) -> Option<u64> {
+        self.items.iter().find_map(|(&token, item)| match item {
             Item::Channel { label, door, .. } if *label == wanted && door.same(of) => Some(token),
             _ => None,
-        });
-        let Some(token) = found else { return };
+        })
+    }
+
+    fn watch_input(&mut self, label: u64, of: &Door) {
+        let token = self.channel(label, of).unwrap_or(ALARM);
+        if let Some(Item::Channel {
+            socket,
+            end_only,
+            hung_up: None,
+            ..
+        }) = self.items.get_mut(&token)
+        {
+            *end_only = false;
+            // One that is not watched now, because it rests, is watched for this too when that is over.
+            let _ = self.watcher.keep_all(socket.as_fd(), token);
+        }
+    }
+
+    fn hang_up(&mut self, wanted: u64, of: &Door) {
+        let Some(token) = self.channel(wanted, of) else {
+            return;
+        };
         if let Some(Item::Channel { socket, .. }) = self.items.remove(&token) {
             self.watcher.remove(socket.as_fd());
             control::shut(socket.as_fd());
@@ -380,15 +281,19 @@ impl Thread {
                 socket,
                 door,
                 hung_up,
+                end_only,
                 ..
             }) => {
-                self.watcher.remove(socket.as_fd());
                 if event.hung_up {
+                    self.watcher.remove(socket.as_fd());
                     let now = Instant::now();
                     *hung_up = Some((now, now + GRACE));
                     door.put(Notice::HungUp(*label));
                 } else {
-                    door.put(Notice::Babbled(*label));
+                    // Most likely memory for frames. The endpoint reads it, now and when a frame is in memory that it does not know.
+                    *end_only = true;
+                    let _ = self.watcher.keep_end(socket.as_fd(), event.token);
+                    door.put(Notice::Input(*label));
                 }
             }
             Some(Item::Process { .. }) => self.exited(event.token),

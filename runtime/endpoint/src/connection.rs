@@ -1,0 +1,176 @@
+//! What comes over the connection beside the rings once a channel is open: wake-ups, and memory for frames.
+//!
+//! ```text
+//!   wake-up   1 byte                                      to a peer that sleeps on the connection
+//!   grant     32 bytes (magic, number, stride, size) + fd  memory in which the sender's frames lie, before the first of them
+//! ```
+//!
+//! Both may come at any time, so whoever looks for one keeps the other for whom it is meant for. Anything else is a fault.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
+use std::sync::Arc;
+use tightbeam_segment::{Courier, FrameError, FrameMemory, Granted, PeerFault};
+use tightbeam_sys::Errno;
+use tightbeam_sys::control::{self, Received};
+use tightbeam_sys::frames::{OwnFrames, PeerFrames};
+use tightbeam_sys::memory::PeerMemoryError;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// What is said to wake who sleeps.
+const WAKE: [u8; 1] = [1];
+/// "tb-mem" and two bytes that no text has.
+const MAGIC: u64 = u64::from_le_bytes(*b"tb-mem\x9d\xff");
+
+/// What is said of memory that is passed.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
+#[repr(C)]
+struct Grant {
+    magic: u64,
+    number: u64,
+    stride: u64,
+    bytes: u64,
+}
+
+const BYTES: usize = size_of::<Grant>();
+
+/// The connection of an open channel, as the endpoint's thread uses it.
+pub(crate) struct Connection {
+    socket: Arc<OwnedFd>,
+    /// Memory that has come and was not taken yet.
+    granted: RefCell<VecDeque<Granted>>,
+    /// How many pieces have come.
+    count: Cell<u64>,
+    /// We have said that we may sleep on the connection: before that nobody has a reason to wake us over it.
+    sleeps: Cell<bool>,
+    /// A wake-up was taken by who looked for something else.
+    woken: Cell<bool>,
+    /// See [`Endpoint::all_armed`](crate::Endpoint).
+    all_armed: Rc<Cell<bool>>,
+}
+
+impl Connection {
+    pub(crate) fn new(socket: Arc<OwnedFd>, all_armed: Rc<Cell<bool>>) -> Connection {
+        Connection {
+            socket,
+            granted: RefCell::default(),
+            count: Cell::new(0),
+            sleeps: Cell::new(false),
+            woken: Cell::new(false),
+            all_armed,
+        }
+    }
+
+    /// Wakes who sleeps on the other side.
+    pub(crate) fn wake(&self) {
+        // A connection that is full has woken it already; one that is over has nobody to wake.
+        let _ = control::send(self.as_fd(), &WAKE, None);
+    }
+
+    pub(crate) fn expect_wakes(&self) {
+        self.sleeps.set(true);
+    }
+
+    /// Whether a wake-up was taken that nobody has acted upon.
+    pub(crate) fn was_woken(&self) -> bool {
+        self.woken.take()
+    }
+
+    /// Takes one message, if there is any; whether there was.
+    pub(crate) fn read(&self) -> Result<bool, PeerFault> {
+        let mut buffer = [0; BYTES + 1];
+        let received = match control::receive(self.as_fd(), &mut buffer) {
+            Ok(received) if received.no_room => return Err(PeerFault::Exhausted),
+            Ok(received) => received,
+            // Nothing there, or the connection is over, which the control thread sees too.
+            Err(_) => return Ok(false),
+        };
+        let said = &buffer[..received.bytes];
+        match (said, received.descriptors.len()) {
+            ([], 0) if !received.empty => return Ok(false),
+            (wake, 0) if wake == WAKE && self.sleeps.get() => {
+                self.woken.set(true);
+                self.all_armed.set(false);
+            }
+            (grant, 1) if !received.too_many => {
+                let grant = Grant::read_from_bytes(grant).map_err(|_| PeerFault::Control)?;
+                let granted = self.map(grant, received)?;
+                self.granted.borrow_mut().push_back(granted);
+            }
+            _ => return Err(PeerFault::Control),
+        }
+        Ok(true)
+    }
+
+    fn map(&self, grant: Grant, received: Received) -> Result<Granted, PeerFault> {
+        let [number, stride, bytes] = [grant.number, grant.stride, grant.bytes];
+        let expected = self.count.get();
+        let sizes = [stride, bytes].map(|size| usize::try_from(size).unwrap_or(0));
+        let Some(memory) = received.descriptors.into_iter().next() else {
+            return Err(PeerFault::Control);
+        };
+        let most = tightbeam_segment::MAX_GRANTED as u64;
+        if grant.magic != MAGIC || number != expected || stride == 0 || bytes > most {
+            return Err(PeerFault::Control);
+        }
+        self.count.set(expected + 1);
+        let [stride, bytes] = sizes;
+        let memory = PeerFrames::map(memory, bytes).map_err(|error| match error {
+            PeerMemoryError::Map(Errno::NOMEM) => PeerFault::Exhausted,
+            _ => PeerFault::Control,
+        })?;
+        let memory = Box::new(memory);
+        Ok(Granted { memory, stride })
+    }
+}
+
+impl AsFd for Connection {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+/// Carries memory for frames over a connection.
+pub(crate) struct Carrier(pub(crate) Rc<Connection>);
+
+impl Courier for Carrier {
+    fn grant(
+        &self,
+        memory: &dyn FrameMemory,
+        number: u16,
+        stride: usize,
+    ) -> Result<(), FrameError> {
+        let own = memory.as_any().downcast_ref::<OwnFrames>();
+        let own = own.ok_or(FrameError::Foreign)?;
+        let grant = Grant {
+            magic: MAGIC,
+            number: u64::from(number),
+            stride: stride as u64,
+            bytes: memory.bytes() as u64,
+        };
+        let sent = control::send(self.0.as_fd(), grant.as_bytes(), Some(own.fd()));
+        sent.map_err(|errno| match errno {
+            Errno::PIPE | Errno::CONNRESET => FrameError::HungUp,
+            // It has not taken what was passed before.
+            Errno::AGAIN => FrameError::InUse { len: stride },
+            _ => FrameError::System {
+                call: "pass",
+                bytes: memory.bytes(),
+                errno: errno.raw_os_error(),
+            },
+        })
+    }
+
+    fn granted(&self) -> Result<Option<Granted>, PeerFault> {
+        loop {
+            if let Some(granted) = self.0.granted.borrow_mut().pop_front() {
+                return Ok(Some(granted));
+            }
+            if !self.0.read()? {
+                return Ok(None);
+            }
+        }
+    }
+}

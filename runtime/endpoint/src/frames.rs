@@ -1,0 +1,231 @@
+//! Frames: messages that are moved, not copied (fbufs: Druschel and Peterson, 1993).
+//!
+//! [`send`](Endpoint::send) and [`call`](Endpoint::call) carry messages of any size up to [`MAX_MESSAGE`](crate::MAX_MESSAGE). Up
+//! to [`MAX_INLINE`](crate::MAX_INLINE) bytes are copied through the ring; longer ones are copied into a frame, which the
+//! receiver reads where it lies. Who writes into a frame to begin with saves that copy: [`Endpoint::frame`], then
+//! [`Endpoint::send_frame`], which takes the frame away.
+
+use crate::channel::{Called, Channel, ChannelId};
+use crate::send::{not_sent, wake_if_asleep};
+use crate::wait::Waiting;
+use crate::{CallError, Endpoint, NotSent, SendError};
+use std::time::Duration;
+use tightbeam_segment::{Frame, Frozen, Outgoing, PoolAudit};
+
+/// Messages handled between two attempts.
+const BUDGET: usize = 64;
+
+/// What a message may be moved in: a [`Frame`], or an array or a vector of them. Never a reference: they are given away.
+pub trait Frames: sealed::List {}
+
+impl<F: sealed::List> Frames for F {}
+
+mod sealed {
+    use tightbeam_segment::Frame;
+
+    pub trait List {
+        fn list(&self) -> &[Frame];
+    }
+
+    impl List for Frame {
+        fn list(&self) -> &[Frame] {
+            std::slice::from_ref(self)
+        }
+    }
+
+    impl<const N: usize> List for [Frame; N] {
+        fn list(&self) -> &[Frame] {
+            self
+        }
+    }
+
+    impl List for Vec<Frame> {
+        fn list(&self) -> &[Frame] {
+            self
+        }
+    }
+}
+
+impl<S> Endpoint<S> {
+    /// A frame of `len` bytes to be sent over the endpoint's first channel. See [`frame_for`](Self::frame_for).
+    pub fn frame(&mut self, len: usize) -> Result<Frame, SendError> {
+        let channel = self.first().ok_or(SendError::NoChannel)?;
+        self.frame_for(channel, len)
+    }
+
+    /// A frame of `len` bytes to be sent over this channel, and no other: its peer can read all of the channel's frames, and
+    /// nobody else can.
+    ///
+    /// Takes a frame that has come back, or makes memory for more, up to [`Builder::frame_limit`](crate::Builder::frame_limit) for
+    /// each channel; that takes a few system calls, and the time to zero it. [`SendError::Full`] if all are in use. What is in
+    /// a frame is left over from earlier use, or zero.
+    pub fn frame_for(&mut self, channel: ChannelId, len: usize) -> Result<Frame, SendError> {
+        let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
+        let frame = channel.port.frame(len);
+        frame.map_err(|error| not_sent(channel, error.into()))
+    }
+
+    /// A frame of `len` bytes that may be sent over any channel of this endpoint, also over several
+    /// ([`Frame::freeze`]). Each peer that was sent one of them can read all such frames.
+    pub fn shared_frame(&mut self, len: usize) -> Result<Frame, SendError> {
+        for channel in self.channels.iter().flatten() {
+            channel.port.collect();
+        }
+        self.visit_graves();
+        self.shared.frame(len).map_err(|error| {
+            for channel in self.channels.iter().flatten() {
+                if channel.port.lent() > 0 {
+                    channel.want_room();
+                }
+            }
+            tightbeam_segment::TrySendError::from(error).into()
+        })
+    }
+
+    /// Sends a frame, or several as one message, over the endpoint's first channel, waiting until the endpoint's deadline. See
+    /// [`send_frame_to`](Self::send_frame_to).
+    pub fn send_frame<F: Frames>(&mut self, handler: u16, frames: F) -> Result<(), NotSent<F>> {
+        match self.first() {
+            Some(channel) => self.send_frame_to(channel, handler, frames, self.deadline),
+            None => Err(NotSent::new(SendError::NoChannel, frames)),
+        }
+    }
+
+    /// Sends a frame, or up to [`MAX_PARTS`](crate::MAX_PARTS) as one message, waiting for room at most as long as `within`.
+    /// Meanwhile what arrives is handled.
+    ///
+    /// The frames are moved: nothing is copied, and they are the receiver's until it has done with them. Then they come back by
+    /// themselves. A receiver that ends gives all of them back; one that never does holds at most
+    /// [`MAX_LOANS`](crate::MAX_LOANS) of them. If they are not sent they come back with the error.
+    ///
+    /// ```compile_fail,E0382
+    /// # use tightbeam_endpoint::Endpoint;
+    /// # fn sends(endpoint: &mut Endpoint) {
+    /// let mut frame = endpoint.frame(4096).unwrap();
+    /// endpoint.send_frame(1, frame).unwrap();
+    /// frame[0] = 1; // it is the receiver's now
+    /// # }
+    /// ```
+    pub fn send_frame_to<F: Frames>(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frames: F,
+        within: Duration,
+    ) -> Result<(), NotSent<F>> {
+        let mut waiting = Waiting::for_room(within, channel);
+        loop {
+            match self.try_lend(channel, handler, frames.list()) {
+                Ok(()) => {
+                    self.waited(&waiting);
+                    return Ok(());
+                }
+                Err(SendError::Full) => {}
+                Err(error) => return Err(NotSent::new(error, frames)),
+            }
+            let handled = self.poll(BUDGET) > 0;
+            if !self.wait_unless(&mut waiting, handled) {
+                return Err(NotSent::new(SendError::DeadlineExceeded, frames));
+            }
+        }
+    }
+
+    /// Sends a frame, or several as one message, if there is room, without waiting. See
+    /// [`send_frame_to`](Self::send_frame_to).
+    pub fn try_send_frame_to<F: Frames>(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frames: F,
+    ) -> Result<(), NotSent<F>> {
+        match self.try_lend(channel, handler, frames.list()) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(NotSent::new(error, frames)),
+        }
+    }
+
+    /// Lends a complete frame to one receiver of several, if there is room, without waiting and without copying. It is free
+    /// again when it was dropped here and the last receiver has given it back: one that is slow delays nobody else.
+    pub fn try_publish_to(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frame: &Frozen,
+    ) -> Result<(), SendError> {
+        let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
+        let sent = channel.port.try_publish(Outgoing::message(handler), frame);
+        sent.map_err(|error| not_sent(channel, error))?;
+        wake_if_asleep(channel);
+        Ok(())
+    }
+
+    /// Calls with a frame, or several, as the message, over the endpoint's first channel; waits until the endpoint's deadline at
+    /// most.
+    pub fn call_frame<F: Frames>(&mut self, handler: u16, frames: F) -> Result<&[u8], CallError> {
+        match self.first() {
+            Some(channel) => self.call_frame_to(channel, handler, frames, self.deadline),
+            None => Err(CallError::NotSent(SendError::NoChannel)),
+        }
+    }
+
+    /// Calls with a frame, or several, as the message. As [`call_to`](Self::call_to), but that the payload is not copied. If the
+    /// call is not sent the frames are dropped.
+    pub fn call_frame_to<F: Frames>(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frames: F,
+        within: Duration,
+    ) -> Result<&[u8], CallError> {
+        let Some(found) = self.channel(channel) else {
+            return Err(CallError::NotSent(SendError::NoChannel));
+        };
+        let called = found.call_frames(handler, frames.list());
+        self.finish_call(channel, called, handler, within, &mut |channel| {
+            channel.call_frames(handler, frames.list())
+        })?;
+        self.reply_of(channel)
+    }
+
+    /// Where the frames of a channel's own are.
+    pub fn frames(&self, channel: ChannelId) -> Option<PoolAudit> {
+        self.look_up(channel)
+            .map(|channel| channel.port.audit_frames())
+    }
+
+    /// Where the frames are that may be sent over any channel.
+    pub fn shared_frames(&self) -> PoolAudit {
+        self.shared.audit()
+    }
+
+    /// How many frames a channel's peer has of ours, as far as is known.
+    pub fn frames_lent(&self, channel: ChannelId) -> Option<usize> {
+        self.look_up(channel).map(|channel| channel.port.lent())
+    }
+
+    fn try_lend(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frames: &[Frame],
+    ) -> Result<(), SendError> {
+        let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
+        let sent = channel.port.try_lend(Outgoing::message(handler), frames);
+        sent.map_err(|error| not_sent(channel, error))?;
+        wake_if_asleep(channel);
+        Ok(())
+    }
+}
+
+impl Channel {
+    fn call_frames(&mut self, handler: u16, frames: &[Frame]) -> Called {
+        let call = self.port.next_call();
+        if let Err(error) = self.port.try_lend(Outgoing::call(handler), frames) {
+            return Called::NotSent(error);
+        }
+        wake_if_asleep(self);
+        self.settle();
+        self.awaited = Some(call);
+        Called::Sent
+    }
+}
