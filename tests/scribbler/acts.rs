@@ -2,9 +2,10 @@
 
 use crate::board::Word;
 use crate::pen::{
-    BATCH, CURSOR_LINE, Header, JUMP, MAX_INLINE, REPLY, RING_LINE, STARTS, STATE_LINE, next_tag,
+    BATCH, CURSOR_LINE, FRAMED, Header, JUMP, MAX_INLINE, REPLY, RETURNS_LINE, RING_LINE, STARTS,
+    STATE_LINE, next_tag,
 };
-use crate::scribe::Scribe;
+use crate::scribe::{FRAMES, STRIDE, Scribe};
 use crate::victim::{ASK, ECHO, NOTE, STORM};
 use rustix::net::Shutdown;
 use tightbeam_sys::wake;
@@ -17,11 +18,14 @@ const PATIENCE: usize = 64;
 type Act = fn(&mut Scribe<'_>);
 
 /// What leaves a channel open, if luck will have it.
-const ACTS: [Act; 14] = [
+const ACTS: [Act; 17] = [
     talk,
     talk,
     talk,
     talk,
+    talk_in_frames,
+    frame_words,
+    frame_words,
     own_words,
     seen_words,
     seen_words,
@@ -35,7 +39,9 @@ const ACTS: [Act; 14] = [
 ];
 
 /// What no honest peer would write where the victim is about to look.
-const LIES: [Act; 14] = [
+const LIES: [Act; 16] = [
+    bad_frame,
+    bad_return,
     bad_length,
     bad_kind,
     bad_jump,
@@ -54,8 +60,8 @@ const LIES: [Act; 14] = [
 
 pub(crate) fn act(scribe: &mut Scribe<'_>) {
     let (some, times) = match scribe.random.once_in(scribe.lies) {
-        true => (&LIES, 1),
-        false => (&ACTS, 1 + scribe.random.below(3)),
+        true => (&LIES[..], 1),
+        false => (&ACTS[..], 1 + scribe.random.below(3)),
     };
     let act = scribe.random.of(some);
     for _ in 0..times {
@@ -108,6 +114,74 @@ fn talk(scribe: &mut Scribe<'_>) {
             return;
         }
     }
+}
+
+/// A part as the rules have it: memory 0, of which there are so many frames.
+fn part(scribe: &mut Scribe<'_>) -> [u64; 2] {
+    let slot = scribe.random.below(FRAMES) as u64;
+    let len = scribe.random.of(&[0, 1, 1081, 4000, STRIDE]);
+    let begin = scribe.random.below(STRIDE - len + 1);
+    [
+        slot << 16 | scribe.random.next() << 32,
+        begin as u64 | (len as u64) << 32,
+    ]
+}
+
+/// Says by the rules that a message is in frames, of which the victim has the memory.
+fn talk_in_frames(scribe: &mut Scribe<'_>) {
+    let parts = scribe.random.of(&[1, 1, 2, 3, 32]);
+    let payload: Vec<u64> = (0..parts).flat_map(|_| part(scribe)).collect();
+    let (handler, restart) = (scribe.random.of(&HANDLERS), scribe.random.once_in(4));
+    let mut header = scribe.pen.header(0, 16 * parts, handler);
+    header.flags = FRAMED;
+    header.wanted = scribe.pen.in_flight() == 0 && scribe.random.once_in(3);
+    let said = scribe.pen.say(header, &payload, restart);
+    scribe.board.add(Word::Legal, u64::from(said));
+}
+
+/// Writes on in frames that it has sent.
+fn frame_words(scribe: &mut Scribe<'_>) {
+    burst(scribe, |scribe| {
+        let line = scribe.random.below(scribe.frames.lines());
+        let (word, value) = (scribe.random.below(8), scribe.random.next());
+        scribe.frames.put(line, word, value);
+        scribe.count();
+    });
+}
+
+/// A message in frames that are not there, or not as long.
+fn bad_frame(scribe: &mut Scribe<'_>) {
+    let mut payload = part(scribe);
+    match scribe.random.below(5) {
+        0 => payload[0] |= 1 + scribe.random.below(0xffff) as u64,
+        1 => payload[0] = payload[0] & !0xffff_0000 | (FRAMES as u64) << 16,
+        2 => payload[1] = (STRIDE as u64 + 1) << 32,
+        3 => payload[1] |= 0xffff_ffff,
+        _ => payload = [scribe.random.next(), scribe.random.next()],
+    }
+    let len = scribe.random.of(&[16, 16, 16, 0, 8, 24, 528]);
+    let mut header = scribe
+        .pen
+        .header(scribe.random.of(&[0, 0, REPLY]), len, NOTE);
+    header.flags = FRAMED;
+    for (n, word) in payload.into_iter().enumerate() {
+        scribe.pen.put_head(1 + n, word);
+    }
+    lie(scribe, header);
+}
+
+/// Gives back what it does not have.
+fn bad_return(scribe: &mut Scribe<'_>) {
+    let place = scribe.random.of(&[0, 0, 0, 1, 2, 127]);
+    let word = match scribe.random.below(3) {
+        0 => scribe.random.next() & !0xff,
+        // One that it may have.
+        _ => (scribe.random.below(64) as u64) << 24 | (scribe.random.below(4) as u64) << 40,
+    };
+    let tag = scribe.random.of(&[1, 1, 1, 2]);
+    let line = RETURNS_LINE + place / 8;
+    scribe.pen.own.put(line, place % 8, word | tag);
+    scribe.count();
 }
 
 fn own_word(scribe: &mut Scribe<'_>, cursor: bool) {

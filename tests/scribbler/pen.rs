@@ -7,7 +7,8 @@ use std::collections::VecDeque;
 
 pub(crate) const CURSOR_LINE: usize = 2;
 pub(crate) const STATE_LINE: usize = 4;
-pub(crate) const RING_LINE: usize = 8;
+pub(crate) const RING_LINE: usize = 24;
+pub(crate) const RETURNS_LINE: usize = 8;
 /// Slots in which a message may start in a ring of depth 64, and the longest message.
 pub(crate) const STARTS: usize = 150;
 pub(crate) const MAX_INLINE: usize = 1080;
@@ -19,6 +20,8 @@ const CREDIT_MASK: u64 = (1 << 20) - 1;
 pub(crate) const REPLY: u64 = 1;
 pub(crate) const BATCH: u64 = 4;
 pub(crate) const JUMP: u64 = 5;
+/// Of a header's flags: the payload is a list of frames.
+pub(crate) const FRAMED: u64 = 4;
 
 /// What a header says.
 #[derive(Debug, Clone, Copy, Default)]
@@ -27,7 +30,7 @@ pub(crate) struct Header {
     pub(crate) kind: u64,
     pub(crate) multi: bool,
     pub(crate) restart: bool,
-    /// Bits 13 to 15, which nobody defined.
+    /// Bits 13 to 15: the first two nobody defined, the third says that the message is in frames.
     pub(crate) flags: u64,
     pub(crate) len: usize,
     /// Or the slot of a jump.

@@ -9,6 +9,7 @@ use crate::support::opening::{
 };
 use crate::support::patiently;
 use crate::words::Words;
+use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::net::SendFlags;
 use std::hint::black_box;
 use std::os::fd::{AsFd, OwnedFd};
@@ -21,11 +22,17 @@ use tightbeam_sys::memory::PeerMemory;
 /// Stores between two looks at whether the channel is still open.
 const STRETCH: u64 = 256;
 
+/// Frames that the victim is told of, and bytes of each.
+pub(crate) const FRAMES: usize = 4;
+pub(crate) const STRIDE: usize = 8192;
+
 /// A channel as the scribbler holds it.
 pub(crate) struct Scribe<'a> {
     pub(crate) board: &'a Board,
     pub(crate) random: Random,
     pub(crate) pen: Pen,
+    /// What it has passed for frames: the victim reads it, only this process writes it.
+    pub(crate) frames: Words,
     pub(crate) socket: OwnedFd,
     /// What the victim calls this channel.
     number: u64,
@@ -100,11 +107,13 @@ fn open<'a>(
     let memory = PeerMemory::map(theirs, 4096).expect("mapped");
     send(&socket, &opening(READY, identity()), &[]);
     patiently(|| (board.get(Word::Opened) >= number).then_some(()));
+    let frames = pass_frames(&socket);
     let lies = 1 << (4 + random.below(7));
     Some(Scribe {
         board,
         random: Random::new(random.next()),
         pen: Pen::new(own, seen),
+        frames,
         socket,
         number,
         unreported: 0,
@@ -113,6 +122,22 @@ fn open<'a>(
         stuck: 0,
         _kept: (formatted, memory),
     })
+}
+
+/// Passes memory for frames by the rules of `runtime/endpoint/src/connection.rs`.
+fn pass_frames(socket: &OwnedFd) -> Words {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = rustix::fs::memfd_create("scribbled-frames", flags).expect("memory");
+    let bytes = FRAMES * STRIDE;
+    rustix::io::pwrite(&memory, &vec![7; bytes], 0).expect("written");
+    let words = Words::map(&memory);
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&memory, seals).expect("sealed");
+    let magic = u64::from_le_bytes(*b"tb-mem\x9d\xff");
+    let grant = [magic, 0, STRIDE as u64, bytes as u64];
+    let grant: Vec<u8> = grant.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    send(socket, &grant, &[memory.as_fd()]);
+    words
 }
 
 impl Scribe<'_> {

@@ -5,8 +5,8 @@ use crate::support::patiently;
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use tightbeam::{
-    Batch, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, Message, PeerFault, Reply, SendError,
-    Wait,
+    Batch, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, MAX_MESSAGE, Message, PeerFault,
+    Reply, SendError, Wait,
 };
 use tightbeam_sys::clock::TickClock;
 
@@ -33,7 +33,7 @@ const STEAL_LOOK: u64 = 100_000_000;
 pub(crate) const BOUND: u64 = 1_000_000;
 
 /// How channels end, in the order of [`Word::Ends`].
-pub(crate) const ENDS: [&str; 13] = [
+pub(crate) const ENDS: [&str; 15] = [
     "Length",
     "Kind",
     "Slot",
@@ -44,6 +44,8 @@ pub(crate) const ENDS: [&str; 13] = [
     "UnknownCall",
     "HungUp",
     "Control",
+    "Frame",
+    "Return",
     "other fault",
     "closed",
     "dead",
@@ -51,9 +53,9 @@ pub(crate) const ENDS: [&str; 13] = [
 
 fn end_index(event: &Event) -> usize {
     let fault = match event {
-        Event::Closed { .. } => return 11,
+        Event::Closed { .. } => return 13,
         Event::Faulted { fault, .. } => fault,
-        _ => return 12,
+        _ => return 14,
     };
     match fault {
         PeerFault::Length { .. } => 0,
@@ -66,7 +68,9 @@ fn end_index(event: &Event) -> usize {
         PeerFault::UnknownCall { .. } => 7,
         PeerFault::HungUp => 8,
         PeerFault::Control => 9,
-        _ => 10,
+        PeerFault::Frame { .. } => 10,
+        PeerFault::Return { .. } => 11,
+        _ => 12,
     }
 }
 
@@ -90,7 +94,7 @@ fn look<'a>(seen: &mut Seen, message: Message<'a>) -> &'a [u8] {
         std::hint::spin_loop();
     }
     let same = digest(black_box(bytes)) == before;
-    seen.torn += u64::from(!same || bytes.len() != len || len > MAX_INLINE);
+    seen.torn += u64::from(!same || bytes.len() != len || len > MAX_MESSAGE);
     bytes
 }
 
@@ -342,9 +346,9 @@ impl Victim<'_> {
     fn bother(&mut self, scribbler: ChannelId) {
         let sent = match self.round % 16 {
             4 | 12 => {
-                let len = [8, 56, 57, 1080, 300][self.round as usize / 16 % 5];
+                let len = [8, 56, 57, 1080, 300, 2000][self.round as usize / 16 % 6];
                 self.endpoint
-                    .try_send_to(scribbler, NOTE, &[1; MAX_INLINE][..len])
+                    .try_send_to(scribbler, NOTE, &[1; 2000][..len])
             }
             8 => {
                 while self.batch.len() < 5 && self.batch.push(NOTE, &[2; 20]) {}
