@@ -187,13 +187,17 @@ impl Holding {
     pub(crate) fn now() -> Holding {
         let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
         let rollup = std::fs::read_to_string("/proc/self/smaps_rollup").expect("proc");
-        let rss = rollup.lines().find_map(|line| line.strip_prefix("Rss:"));
-        let rss = rss.and_then(|rest| rest.trim().strip_suffix(" kB"));
+        // Of the program's own pages it is chance how many are resident at a time, in the page cache and under memory pressure.
+        let kibibytes = ["Anonymous:", "Swap:"].map(|name| {
+            let line = rollup.lines().find_map(|line| line.strip_prefix(name));
+            let number = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
+            number.and_then(|n| n.parse::<u64>().ok()).expect("a number")
+        });
         Holding {
             descriptors: descriptors(),
             // The heap and the stacks come and go by themselves.
             mappings: maps.lines().filter(|line| line.contains("memfd:")).count(),
-            kibibytes: rss.and_then(|n| n.parse().ok()).expect("a number"),
+            kibibytes: kibibytes.iter().sum(),
         }
     }
 
