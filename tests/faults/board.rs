@@ -191,7 +191,9 @@ impl Holding {
         let kibibytes = ["Anonymous:", "Swap:"].map(|name| {
             let line = rollup.lines().find_map(|line| line.strip_prefix(name));
             let number = line.and_then(|rest| rest.trim().strip_suffix(" kB"));
-            number.and_then(|n| n.parse::<u64>().ok()).expect("a number")
+            number
+                .and_then(|n| n.parse::<u64>().ok())
+                .expect("a number")
         });
         Holding {
             descriptors: descriptors(),
