@@ -237,7 +237,7 @@ impl Stage {
 
     /// Polls until so many messages have been noted.
     pub(crate) fn until_noted(&mut self, channel: ChannelId, messages: u64) {
-        self.until(|stage| (stage.log(channel).messages >= messages).then_some(()));
+        self.until_long(|stage| (stage.log(channel).messages >= messages).then_some(()));
     }
 
     /// The third party's calls are still answered, rightly.

@@ -17,6 +17,8 @@ use tightbeam_sys::memory::SharedWords;
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A child that outlives its test runner ends itself after this long.
 const LIFETIME: Duration = Duration::from_secs(120);
+/// The same in the long runs.
+const LONG_LIFETIME: Duration = Duration::from_secs(7200);
 /// Names the role of a child process and where it works.
 const ROLE: &str = "TIGHTBEAM_TEST_ROLE";
 const PLACE: &str = "TIGHTBEAM_TEST_PLACE";
@@ -153,7 +155,10 @@ pub(crate) fn role() -> Option<(String, String)> {
     let (role, place) = (std::env::var(ROLE).ok()?, std::env::var(PLACE).ok()?);
     // Nobody is left to kill this process if the test runner itself was killed.
     std::thread::spawn(|| {
-        std::thread::sleep(LIFETIME);
+        std::thread::sleep(match std::env::var_os("TIGHTBEAM_LONG") {
+            Some(_) => LONG_LIFETIME,
+            None => LIFETIME,
+        });
         std::process::exit(1);
     });
     Some((role, place))
