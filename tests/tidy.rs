@@ -23,6 +23,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
         &["futures-util", "thiserror", "tokio", "zerocopy"],
     ),
     (".", &[]),
+    // tokio: for `bench wait`.
     (
         "runtime/cli",
         &[
@@ -35,6 +36,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "serde",
             "serde_json",
             "thiserror",
+            "tokio",
         ],
     ),
 ];

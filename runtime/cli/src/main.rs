@@ -33,6 +33,9 @@ enum Command {
     /// The second process of `bench channels`
     #[command(hide = true)]
     BenchChannelsPeer(bench::channels::PeerArgs),
+    /// The second process of `bench wait`
+    #[command(hide = true)]
+    BenchWaitPeer(bench::wait::PeerArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -48,6 +51,8 @@ struct Bench {
 enum What {
     /// What many channels of one endpoint cost, beside one channel
     Channels(bench::channels::ChannelsArgs),
+    /// What waiting costs, beside the bare futex and a Unix socket
+    Wait(bench::wait::WaitArgs),
 }
 
 fn main() -> ExitCode {
@@ -56,11 +61,16 @@ fn main() -> ExitCode {
             what: Some(What::Channels(args)),
             ..
         }) => bench::channels::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Wait(args)),
+            ..
+        }) => bench::wait::run(&args),
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
+        Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

@@ -29,6 +29,7 @@ mod report;
 mod spec;
 pub(crate) mod stats;
 pub(crate) mod table;
+pub(crate) mod wait;
 mod watch;
 
 use fault::BenchError;
