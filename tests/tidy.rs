@@ -32,6 +32,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
             "ctrlc",
             "hdrhistogram",
             "indicatif",
+            "plotters",
             "rustix",
             "serde",
             "serde_json",

@@ -36,6 +36,9 @@ enum Command {
     /// The second process of `bench wait`
     #[command(hide = true)]
     BenchWaitPeer(bench::wait::PeerArgs),
+    /// The second process of `bench sizes`
+    #[command(hide = true)]
+    BenchSizesPeer(bench::sizes::PeerArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -53,6 +56,8 @@ enum What {
     Channels(bench::channels::ChannelsArgs),
     /// What waiting costs, beside the bare futex and a Unix socket
     Wait(bench::wait::WaitArgs),
+    /// Latency and rate against the size of a message, and what handing a frame over costs
+    Sizes(bench::sizes::SizesArgs),
 }
 
 fn main() -> ExitCode {
@@ -65,12 +70,17 @@ fn main() -> ExitCode {
             what: Some(What::Wait(args)),
             ..
         }) => bench::wait::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Sizes(args)),
+            ..
+        }) => bench::sizes::run(&args),
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
         Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),
+        Command::BenchSizesPeer(args) => bench::sizes::serve(&args).map_err(Into::into),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

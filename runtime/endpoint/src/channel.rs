@@ -10,7 +10,9 @@ use std::mem;
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
-use tightbeam_segment::{Answer, Arrival, Counter, Outgoing, PeerFault, Port, TrySendError};
+use tightbeam_segment::{
+    Answer, Arrival, Counter, Outgoing, PeerFault, Port, Received, TrySendError,
+};
 use tightbeam_sys::control::Credentials;
 use tightbeam_sys::memory::MemoryReport;
 
@@ -95,6 +97,9 @@ pub(crate) struct Channel {
     /// The call that somebody waits for now, and its answer once it has come.
     pub(crate) awaited: Option<u16>,
     pub(crate) answer: Option<Answer>,
+    /// The caller wants the reply's frames, not a copy of them; and here they are.
+    pub(crate) in_place: bool,
+    pub(crate) reply_frames: Option<Received>,
     /// The last reply has been read but not consumed: that is done when the next call is on its way.
     pub(crate) unsettled: bool,
     /// Looks until it counts as idle; 0 if it does.
@@ -149,6 +154,8 @@ impl Channel {
             last_slot: None,
             awaited: None,
             answer: None,
+            in_place: false,
+            reply_frames: None,
             unsettled: false,
             looks: PATIENCE,
             seat: None,
@@ -319,8 +326,12 @@ impl Channel {
             self.port.consume();
             return false;
         }
+        let (incoming, _) = self.port.incoming();
+        if self.in_place {
+            self.reply_frames = incoming.frames();
+        }
         // Copied out here, because the caller reads it after the slot has been given back.
-        let _ = self.port.incoming().0.bytes();
+        let _ = incoming.bytes();
         self.port.consume();
         self.awaited = None;
         self.answer = Some(answer);

@@ -10,7 +10,7 @@ use crate::send::{not_sent, wake_if_asleep};
 use crate::wait::Waiting;
 use crate::{CallError, Endpoint, NotSent, SendError};
 use std::time::Duration;
-use tightbeam_segment::{Frame, Frozen, Outgoing, PoolAudit};
+use tightbeam_segment::{Frame, Frozen, Outgoing, PoolAudit, Received};
 
 /// Messages handled between two attempts.
 const BUDGET: usize = 64;
@@ -42,6 +42,43 @@ mod sealed {
     impl List for Vec<Frame> {
         fn list(&self) -> &[Frame] {
             self
+        }
+    }
+}
+
+/// What a call was answered with, where the caller can read it.
+#[derive(Debug)]
+pub enum Response<'a> {
+    /// It came through the ring, and has been copied out of it.
+    Bytes(&'a [u8]),
+    /// It came in frames: read it there. Dropped, they go back.
+    Frames(Received),
+}
+
+impl Response<'_> {
+    /// Its length in bytes.
+    pub fn len(&self) -> usize {
+        match self {
+            Response::Bytes(bytes) => bytes.len(),
+            Response::Frames(received) => received.len(),
+        }
+    }
+
+    /// Whether it is empty.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes from `offset` on, as many as there are and fit; says how many that were.
+    pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
+        match self {
+            Response::Frames(received) => received.copy_to(offset, to),
+            Response::Bytes(bytes) => {
+                let rest = bytes.get(offset..).unwrap_or_default();
+                let count = rest.len().min(to.len());
+                to[..count].copy_from_slice(&rest[..count]);
+                count
+            }
         }
     }
 }
@@ -185,6 +222,45 @@ impl<S> Endpoint<S> {
             channel.call_frames(handler, frames.list())
         })?;
         self.reply_of(channel)
+    }
+
+    /// As [`call_frame`](Self::call_frame), but the reply is not copied either if it comes in frames.
+    pub fn call_frame_in_place<F: Frames>(
+        &mut self,
+        handler: u16,
+        frames: F,
+    ) -> Result<Response<'_>, CallError> {
+        match self.first() {
+            Some(channel) => self.call_frame_in_place_to(channel, handler, frames, self.deadline),
+            None => Err(CallError::NotSent(SendError::NoChannel)),
+        }
+    }
+
+    /// As [`call_frame_to`](Self::call_frame_to), but the reply is not copied either if it comes in frames.
+    pub fn call_frame_in_place_to<F: Frames>(
+        &mut self,
+        channel: ChannelId,
+        handler: u16,
+        frames: F,
+        within: Duration,
+    ) -> Result<Response<'_>, CallError> {
+        let Some(found) = self.channel(channel) else {
+            return Err(CallError::NotSent(SendError::NoChannel));
+        };
+        found.in_place = true;
+        let called = found.call_frames(handler, frames.list());
+        let ended = self.finish_call(channel, called, handler, within, &mut |channel| {
+            channel.call_frames(handler, frames.list())
+        });
+        let received = self.channel(channel).and_then(|found| {
+            found.in_place = false;
+            found.reply_frames.take()
+        });
+        ended?;
+        match received {
+            Some(received) => Ok(Response::Frames(received)),
+            None => self.reply_of(channel).map(Response::Bytes),
+        }
     }
 
     /// Where the frames of a channel's own are.

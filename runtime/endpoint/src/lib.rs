@@ -44,7 +44,7 @@ pub use descriptor::{ArmError, Sleeper};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
-pub use frames::Frames;
+pub use frames::{Frames, Response};
 pub use handler::{Handler, Handlers, Message, Reply};
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};

@@ -24,6 +24,7 @@ mod mapping;
 pub mod memory;
 pub mod mmsg;
 pub mod process;
+pub mod turns;
 pub mod uring;
 pub mod wake;
 

@@ -14,6 +14,7 @@ use super::fault::BenchError;
 use super::machine::Machine;
 use super::plan::{self, parse_cpus, parse_seconds};
 use super::report::{SCHEMA, round};
+use super::second::{self, Board, PATIENCE, address, other};
 use super::stats::{Percentiles, Samples, Spread};
 use super::{print, table};
 use crate::cleanup::{self, PrivateDir};
@@ -21,17 +22,11 @@ use comfy_table::Table;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
-use std::fs::File;
 use std::io;
-use std::os::fd::OwnedFd;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::Ordering;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tightbeam::{ChannelId, Endpoint, Event, Handlers, Message, Reply, SendError, Wait};
 use tightbeam_sys::clock::TickClock;
-use tightbeam_sys::memory::SharedWords;
 
 const ECHO: u16 = 1;
 const COUNT: u16 = 2;
@@ -44,8 +39,6 @@ const CALLS: u32 = 1000;
 const MESSAGES: u64 = 32_000;
 /// Messages that go over one channel before the next.
 const BURST: u64 = 16;
-/// How long anything but a measurement may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// For how long it is looked at what a sleeping endpoint costs.
 const IDLE: Duration = Duration::from_secs(2);
 
@@ -100,55 +93,6 @@ const MANY: u64 = 2;
 const SLEEP: u64 = 3;
 const QUIT: u64 = 4;
 
-struct Board(SharedWords);
-
-impl Board {
-    fn open(directory: &Path) -> io::Result<Board> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(directory.join("words"))?;
-        file.set_len(4096)?;
-        SharedWords::open(OwnedFd::from(file), WORDS).map(Board)
-    }
-
-    fn get(&self, word: Word) -> u64 {
-        // Acquire: pairs with the Release in `set`.
-        self.0.word(word as usize).load(Ordering::Acquire)
-    }
-
-    fn set(&self, word: Word, value: u64) {
-        // Release: pairs with the Acquire in `get`.
-        self.0.word(word as usize).store(value, Ordering::Release);
-    }
-
-    fn wait_for(&self, word: Word, value: u64) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.get(word) != value {
-            if Instant::now() > deadline {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            std::thread::yield_now();
-        }
-        Ok(())
-    }
-
-    fn mode(&self, mode: u64) -> io::Result<()> {
-        self.set(Word::Mode, mode);
-        self.wait_for(Word::Done, mode)
-    }
-}
-
-fn address(directory: &Path, name: &str) -> String {
-    format!("shm:{}", directory.join(name).display())
-}
-
-fn other(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
-}
-
 /// Each channel takes some descriptors.
 fn allow_descriptors() -> io::Result<()> {
     let limit = getrlimit(Resource::Nofile);
@@ -176,7 +120,7 @@ pub(crate) fn serve(args: &PeerArgs) -> Result<(), BenchError> {
 fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
     super::peer::die_with_parent(args.parent)?;
     allow_descriptors()?;
-    let board = Board::open(&args.directory)?;
+    let board = Board::open(&args.directory, WORDS)?;
     let listen = |name| {
         let handlers = Handlers::new()
             .on(ECHO, |_, message: Message<'_>, reply: Reply<'_>| {
@@ -193,15 +137,15 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
             .map_err(other)
     };
     let (mut one, mut many) = (listen("one")?, listen("many")?);
-    board.set(Word::Before, resident());
+    board.set(Word::Before as usize, resident());
     // The control thread, started by now, runs where it likes.
     tightbeam_sys::cpu::pin(args.cpu)?;
     let mut mode = u64::MAX;
     loop {
-        if board.get(Word::Mode) != mode {
-            mode = board.get(Word::Mode);
-            board.set(Word::After, resident());
-            board.set(Word::Done, mode);
+        if board.get(Word::Mode as usize) != mode {
+            mode = board.get(Word::Mode as usize);
+            board.set(Word::After as usize, resident());
+            board.set(Word::Done as usize, mode);
         }
         let server = match mode {
             ONE => &mut one,
@@ -211,7 +155,7 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
                 while many.next_event().is_some() {}
                 let used = clock_gettime(ClockId::ProcessCPUTime);
                 let used = used.tv_sec as u64 * 1_000_000_000 + used.tv_nsec as u64;
-                board.set(Word::Cpu, used);
+                board.set(Word::Cpu as usize, used);
                 continue;
             }
             QUIT => return Ok(()),
@@ -224,7 +168,7 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
             }
         };
         if server.poll(BUDGET) > 0 {
-            board.set(Word::Handled, *server.state());
+            board.set(Word::Handled as usize, *server.state());
         }
     }
 }
@@ -296,29 +240,14 @@ fn measure(args: &ChannelsArgs, cpus: [usize; 2], clock: &TickClock) -> io::Resu
     let count = usize::from(args.channels);
     allow_descriptors()?;
     let directory = PrivateDir::create()?;
-    let board = Board::open(directory.path())?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("tightbeam")
-        .args([
-            "bench-channels-peer",
-            "--parent",
-            &std::process::id().to_string(),
-        ])
-        .args([
-            "--cpu",
-            &cpus[1].to_string(),
-            "--channels",
-            &count.to_string(),
-        ])
-        .arg("--directory")
-        .arg(directory.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()?;
-    let child = cleanup::adopt(child);
+    let board = Board::open(directory.path(), WORDS)?;
+    let more = [
+        ("--cpu", cpus[1].to_string()),
+        ("--channels", count.to_string()),
+    ];
+    let child = second::start("bench-channels-peer", directory.path(), &more)?;
     let deadline = Instant::now() + PATIENCE;
-    while board.get(Word::Before) == 0 {
+    while board.get(Word::Before as usize) == 0 {
         if Instant::now() > deadline {
             return Err(other("the second process does not start"));
         }
@@ -347,7 +276,7 @@ fn measure(args: &ChannelsArgs, cpus: [usize; 2], clock: &TickClock) -> io::Resu
         sent: [0; 2],
     };
     let found = bench.all(args.seconds)?;
-    bench.board.set(Word::Mode, QUIT);
+    bench.board.set(Word::Mode as usize, QUIT);
     child.wait_until(Instant::now() + PATIENCE);
     Ok(found)
 }
@@ -356,7 +285,7 @@ impl Bench<'_> {
     fn all(&mut self, seconds: f64) -> io::Result<Found> {
         let third = Duration::from_secs_f64(seconds / 3.0);
         // Every channel has been used once, and the server has noticed them all.
-        self.board.mode(MANY)?;
+        self.mode(MANY)?;
         let channels = self.channels.clone();
         for channel in &channels {
             self.call(*channel)?;
@@ -386,7 +315,8 @@ impl Bench<'_> {
         })?;
         let cold = self.cold(third)?;
         let idle = self.idle()?;
-        let grown = self.board.get(Word::After) as f64 - self.board.get(Word::Before) as f64;
+        let grown = self.board.get(Word::After as usize) as f64
+            - self.board.get(Word::Before as usize) as f64;
         let ratios = |above: &[f64], below: &[f64]| {
             let ratios = above.iter().zip(below).map(|(above, below)| above / below);
             let spread = Spread::of(ratios).map(|spread| spread.map(round));
@@ -417,11 +347,16 @@ impl Bench<'_> {
         let end = Instant::now() + time;
         while Instant::now() < end {
             for mode in [ONE, MANY] {
-                self.board.mode(mode)?;
+                self.mode(mode)?;
                 batch(self, mode)?;
             }
         }
         Ok(())
+    }
+
+    fn mode(&self, mode: u64) -> io::Result<()> {
+        self.board.set(Word::Mode as usize, mode);
+        self.board.wait_for(Word::Done as usize, mode)
     }
 
     fn endpoint(&mut self, mode: u64) -> &mut Endpoint {
@@ -484,7 +419,7 @@ impl Bench<'_> {
         let sent = &mut self.sent[usize::from(mode == MANY)];
         *sent += MESSAGES;
         let sent = *sent;
-        while self.board.get(Word::Handled) != sent {
+        while self.board.get(Word::Handled as usize) != sent {
             std::hint::spin_loop();
         }
         Ok(MESSAGES as f64 * 1e9 / clock.ns(clock.now().wrapping_sub(start)))
@@ -492,7 +427,7 @@ impl Bench<'_> {
 
     /// Calls over all channels in turn, so that each has been quiet when it is called over.
     fn cold(&mut self, time: Duration) -> io::Result<Samples> {
-        self.board.mode(MANY)?;
+        self.mode(MANY)?;
         let end = Instant::now() + time;
         let mut samples = Samples::new();
         let channels = self.channels.clone();
@@ -508,12 +443,12 @@ impl Bench<'_> {
 
     /// Percent of a CPU that the sleeping server takes.
     fn idle(&mut self) -> io::Result<f64> {
-        self.board.mode(SLEEP)?;
+        self.mode(SLEEP)?;
         // Until it has gone to sleep.
         std::thread::sleep(IDLE / 4);
-        let (before, start) = (self.board.get(Word::Cpu), Instant::now());
+        let (before, start) = (self.board.get(Word::Cpu as usize), Instant::now());
         std::thread::sleep(IDLE);
-        let used = self.board.get(Word::Cpu) - before;
+        let used = self.board.get(Word::Cpu as usize) - before;
         if used == 0 {
             return Err(other("the second process does not sleep, or has ended"));
         }

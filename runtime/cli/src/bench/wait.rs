@@ -14,22 +14,18 @@ use super::fault::BenchError;
 use super::machine::Machine;
 use super::plan::{self, parse_cpus, parse_seconds};
 use super::report::{SCHEMA, round};
+use super::second::{self, Board, PATIENCE, address, other};
 use super::stats::{Spread, median};
 use super::{print, table};
 use crate::cleanup::{self, PrivateDir};
 use comfy_table::Table;
 use serde::Serialize;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 use tightbeam::{Endpoint, Handlers, Message, Reply, Wait};
-use tightbeam_sys::block::{SharedBlock, wait_unbounded};
+use tightbeam_sys::block::wait_unbounded;
 use tightbeam_sys::clock::TickClock;
 use tightbeam_sys::wake::wake_one;
 use tokio::runtime::{Builder, Runtime};
@@ -38,8 +34,6 @@ const ECHO: u16 = 1;
 const SIZE: usize = 56;
 /// Round trips of a batch, besides the first, which is not timed.
 const CALLS: u32 = 300;
-/// How long anything but a measurement may take.
-const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Options of `tightbeam bench wait`.
 #[derive(Debug, clap::Args)]
@@ -128,80 +122,27 @@ enum Word {
 }
 
 const WORDS: usize = 5;
-/// Two lines, because adjacent ones are fetched in pairs.
-const STRIDE: usize = 16;
 
-struct Board(SharedBlock);
+/// One side's step of the bare futex: says `number` with one word and wakes.
+fn say(board: &Board, word: Word, number: u64) {
+    board.set(word as usize, number);
+    wake_one(board.word(word as usize));
+}
 
-impl Board {
-    fn open(directory: &Path) -> io::Result<Board> {
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(directory.join("words"))?;
-        file.set_len(4096)?;
-        Ok(Board(SharedBlock::open(
-            OwnedFd::from(file),
-            WORDS * STRIDE,
-        )?))
-    }
-
-    fn word(&self, word: Word) -> &AtomicU64 {
-        &self.0.words()[word as usize * STRIDE]
-    }
-
-    fn get(&self, word: Word) -> u64 {
-        // Acquire: pairs with the Release in `set`.
-        self.word(word).load(Ordering::Acquire)
-    }
-
-    fn set(&self, word: Word, value: u64) {
-        // Release: pairs with the Acquire in `get`.
-        self.word(word).store(value, Ordering::Release);
-    }
-
-    fn wait_for(&self, word: Word, value: u64) -> io::Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.get(word) != value {
-            if Instant::now() > deadline {
-                return Err(io::ErrorKind::TimedOut.into());
-            }
-            std::thread::yield_now();
+/// The other: sleeps until the word is `number`. A change of the low half is all that matters.
+fn hear(board: &Board, word: Word, number: u64) {
+    loop {
+        let value = board.get(word as usize);
+        if value == number {
+            return;
         }
-        Ok(())
-    }
-
-    /// One side's step of the bare futex: says `number` with one word and wakes.
-    fn say(&self, word: Word, number: u64) {
-        self.set(word, number);
-        wake_one(self.word(word));
-    }
-
-    /// The other: sleeps until the word is `number`. A change of the low half is all that matters.
-    fn hear(&self, word: Word, number: u64) {
-        loop {
-            let value = self.get(word);
-            if value == number {
-                return;
-            }
-            wait_unbounded(self.word(word), value);
-        }
+        wait_unbounded(board.word(word as usize), value);
     }
 }
 
 /// What the second process shall do next; the number makes each differ from the last.
 fn mode(by: By, cpu: usize, number: u64) -> u64 {
     number << 32 | (cpu as u64) << 8 | by as u64
-}
-
-fn address(directory: &Path, by: By) -> String {
-    format!("shm:{}", directory.join(format!("{by:?}")).display())
-}
-
-fn other(error: impl std::fmt::Display) -> io::Error {
-    io::Error::other(error.to_string())
 }
 
 /// The second process.
@@ -211,7 +152,7 @@ pub(crate) fn serve(args: &PeerArgs) -> Result<(), BenchError> {
 
 fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
     super::peer::die_with_parent(args.parent)?;
-    let board = Board::open(&args.directory)?;
+    let board = Board::open(&args.directory, WORDS)?;
     let mut servers = Vec::new();
     for (by, wait) in CHANNELS {
         let handlers = Handlers::new().on(ECHO, |count, message: Message<'_>, reply: Reply<'_>| {
@@ -223,16 +164,16 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
         servers.push((
             by,
             builder
-                .listen(&address(&args.directory, by))
+                .listen(&address(&args.directory, &format!("{by:?}")))
                 .map_err(other)?,
         ));
     }
     let listener = UnixListener::bind(args.directory.join("unix"))?;
-    board.set(Word::Done, 1);
+    board.set(Word::Done as usize, 1);
     let (mut stream, _) = listener.accept()?;
     let (mut last, mut bytes) = (0, [0; SIZE]);
     loop {
-        let now = board.get(Word::Mode);
+        let now = board.get(Word::Mode as usize);
         if now == QUIT {
             return Ok(());
         }
@@ -246,7 +187,7 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
         }
         last = now;
         tightbeam_sys::cpu::pin((now >> 8 & 0xff_ffff) as usize)?;
-        board.set(Word::Ack, now);
+        board.set(Word::Ack as usize, now);
         let by = ALL[(now & 0xff) as usize];
         match servers.iter_mut().find(|(served, _)| *served == by) {
             Some((_, server)) => {
@@ -265,14 +206,14 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
                 }
             }
             None => {
-                let start = board.get(Word::Pong);
+                let start = board.get(Word::Pong as usize);
                 for number in 1..=u64::from(CALLS) + 1 {
-                    board.hear(Word::Ping, start + number);
-                    board.say(Word::Pong, start + number);
+                    hear(&board, Word::Ping, start + number);
+                    say(&board, Word::Pong, start + number);
                 }
             }
         }
-        board.set(Word::Done, now);
+        board.set(Word::Done as usize, now);
     }
 }
 
@@ -339,28 +280,15 @@ struct Bench<'a> {
 
 fn measure(args: &WaitArgs, cpus: [usize; 2], clock: &TickClock) -> io::Result<Found> {
     let directory = PrivateDir::create()?;
-    let board = Board::open(directory.path())?;
-    let child = Command::new("/proc/self/exe")
-        .arg0("tightbeam")
-        .args([
-            "bench-wait-peer",
-            "--parent",
-            &std::process::id().to_string(),
-            "--directory",
-        ])
-        .arg(directory.path())
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .process_group(0)
-        .spawn()?;
-    let child = cleanup::adopt(child);
-    board.wait_for(Word::Done, 1)?;
+    let board = Board::open(directory.path(), WORDS)?;
+    let child = second::start("bench-wait-peer", directory.path(), &[])?;
+    board.wait_for(Word::Done as usize, 1)?;
     let mut clients = Vec::new();
     let stream = UnixStream::connect(directory.path().join("unix"))?;
     for (by, wait) in CHANNELS {
         let builder = Endpoint::builder().wait(wait).deadline(PATIENCE);
         let builder = builder.open_within(PATIENCE);
-        let client = builder.connect(&address(directory.path(), by));
+        let client = builder.connect(&address(directory.path(), &format!("{by:?}")));
         clients.push((by, client.map_err(other)?));
     }
     tightbeam_sys::cpu::pin(cpus[0])?;
@@ -375,7 +303,7 @@ fn measure(args: &WaitArgs, cpus: [usize; 2], clock: &TickClock) -> io::Result<F
     let half = Duration::from_secs_f64(args.seconds / 2.0);
     let (two, two_cpus) = bench.alternate(half, cpus[1])?;
     let (one, one_cpu) = bench.alternate(half, cpus[0])?;
-    bench.board.set(Word::Mode, QUIT);
+    bench.board.set(Word::Mode as usize, QUIT);
     child.wait_until(Instant::now() + PATIENCE);
     Ok(Found {
         batches: two.min(one),
@@ -417,8 +345,8 @@ impl Bench<'_> {
     fn batch(&mut self, by: By, cpu: usize) -> io::Result<f64> {
         self.number += 1;
         let mode = mode(by, cpu, self.number);
-        self.board.set(Word::Mode, mode);
-        self.board.wait_for(Word::Ack, mode)?;
+        self.board.set(Word::Mode as usize, mode);
+        self.board.wait_for(Word::Ack as usize, mode)?;
         let client = self.clients.iter_mut().find(|(used, _)| *used == by);
         let (clock, board) = (self.clock, &self.board);
         let ns = match client {
@@ -449,16 +377,16 @@ impl Bench<'_> {
                 })?
             }
             None => {
-                let mut number = board.get(Word::Ping);
+                let mut number = board.get(Word::Ping as usize);
                 timed(clock, |_| {
                     number += 1;
-                    board.say(Word::Ping, number);
-                    board.hear(Word::Pong, number);
+                    say(board, Word::Ping, number);
+                    hear(board, Word::Pong, number);
                     Ok(())
                 })?
             }
         };
-        self.board.wait_for(Word::Done, mode)?;
+        self.board.wait_for(Word::Done as usize, mode)?;
         Ok(clock.ns(ns) / f64::from(CALLS))
     }
 }
