@@ -157,8 +157,6 @@ fn only(endpoint: &Endpoint) -> ChannelId {
 fn all_came_back(endpoint: &mut Endpoint, channel: ChannelId) {
     patiently(|| {
         endpoint.poll(8);
-        // What has come back is collected when it is needed.
-        drop(endpoint.frame_for(channel, 1));
         (endpoint.frames_lent(channel) == Some(0)).then_some(())
     });
     let audit = endpoint.frames(channel).expect("a channel");
@@ -318,7 +316,7 @@ fn who_dies_gives_everything_back() {
         ledger.write(KEPT, 0);
         for n in 0..20 {
             let frame = match n % 2 {
-                0 => server.frame_for(channel, 3000),
+                0 => server.try_frame_for(channel, 3000),
                 _ => server.shared_frame(70_000),
             };
             let frame = frame.expect("a frame");
@@ -440,12 +438,14 @@ fn limits_are_named() {
     // All that the limit allows is in use.
     let mut frames = Vec::new();
     let full = loop {
-        match client.frame(100_000) {
+        match client.try_frame_for(channel, 100_000) {
             Ok(frame) => frames.push(frame),
             Err(error) => break error,
         }
     };
     assert_eq!(full, SendError::Full);
+    let waited = client.frame(100_000).unwrap_err();
+    assert_eq!(waited, SendError::DeadlineExceeded);
     assert!(frames.len() >= 7, "{}", frames.len());
     assert_eq!(
         client.call(ECHO, &vec![7; 100_000]),
@@ -464,7 +464,7 @@ fn limits_are_named() {
     assert!(full > Some(0));
     // A frame of one channel is not for another.
     let other = client.open(&scratch.address()).expect("it listens");
-    let frame = client.frame_for(channel, 10).expect("a frame");
+    let frame = client.try_frame_for(channel, 10).expect("a frame");
     let refused = client.try_send_frame_to(other, ECHO, frame).unwrap_err();
     assert_says(&refused.error, &["another channel"]);
     client

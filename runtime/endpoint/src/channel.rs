@@ -169,6 +169,12 @@ impl Channel {
         if let Err(error) = self.port.try_send(Outgoing::call(handler), payload) {
             return Called::NotSent(error);
         }
+        self.await_briefly(call, spins)
+    }
+
+    /// What follows a call that was sent: spins for its reply.
+    #[inline(always)]
+    pub(crate) fn await_briefly(&mut self, call: u16, spins: u32) -> Called {
         wake_if_asleep(self);
         self.settle();
         self.awaited = Some(call);
@@ -332,7 +338,8 @@ impl Channel {
         }
         // Copied out here, because the caller reads it after the slot has been given back.
         let _ = incoming.bytes();
-        self.port.consume();
+        // Consumed when the next call is on its way: its stores would wait for those that give slots and frames back.
+        self.unsettled = true;
         self.awaited = None;
         self.answer = Some(answer);
         true

@@ -84,19 +84,45 @@ impl Response<'_> {
 }
 
 impl<S> Endpoint<S> {
-    /// A frame of `len` bytes to be sent over the endpoint's first channel. See [`frame_for`](Self::frame_for).
+    /// A frame of `len` bytes to be sent over the endpoint's first channel, waiting for one until the endpoint's deadline. See
+    /// [`frame_for`](Self::frame_for).
     pub fn frame(&mut self, len: usize) -> Result<Frame, SendError> {
         let channel = self.first().ok_or(SendError::NoChannel)?;
-        self.frame_for(channel, len)
+        self.frame_for(channel, len, self.deadline)
+    }
+
+    /// A frame of `len` bytes to be sent over this channel, waiting for one at most as long as `within`. Meanwhile what arrives
+    /// is handled. See [`try_frame_for`](Self::try_frame_for).
+    pub fn frame_for(
+        &mut self,
+        channel: ChannelId,
+        len: usize,
+        within: Duration,
+    ) -> Result<Frame, SendError> {
+        let mut waiting = Waiting::for_room(within, channel);
+        loop {
+            match self.try_frame_for(channel, len) {
+                Ok(frame) => {
+                    self.waited(&waiting);
+                    return Ok(frame);
+                }
+                Err(SendError::Full) => {}
+                Err(error) => return Err(error),
+            }
+            let handled = self.poll(BUDGET) > 0;
+            if !self.wait_unless(&mut waiting, handled) {
+                return Err(SendError::DeadlineExceeded);
+            }
+        }
     }
 
     /// A frame of `len` bytes to be sent over this channel, and no other: its peer can read all of the channel's frames, and
     /// nobody else can.
     ///
     /// Takes a frame that has come back, or makes memory for more, up to [`Builder::frame_limit`](crate::Builder::frame_limit) for
-    /// each channel; that takes a few system calls, and the time to zero it. [`SendError::Full`] if all are in use. What is in
-    /// a frame is left over from earlier use, or zero.
-    pub fn frame_for(&mut self, channel: ChannelId, len: usize) -> Result<Frame, SendError> {
+    /// each channel; that takes a few system calls, and the time to zero it. [`SendError::Full`] if all are in use: it does not
+    /// wait. What is in a frame is left over from earlier use, or zero.
+    pub fn try_frame_for(&mut self, channel: ChannelId, len: usize) -> Result<Frame, SendError> {
         let channel = self.channel(channel).ok_or(SendError::NoChannel)?;
         let frame = channel.port.frame(len);
         frame.map_err(|error| not_sent(channel, error.into()))
@@ -214,13 +240,16 @@ impl<S> Endpoint<S> {
         frames: F,
         within: Duration,
     ) -> Result<&[u8], CallError> {
+        let spins = self.spins();
         let Some(found) = self.channel(channel) else {
             return Err(CallError::NotSent(SendError::NoChannel));
         };
-        let called = found.call_frames(handler, frames.list());
-        self.finish_call(channel, called, handler, within, &mut |channel| {
-            channel.call_frames(handler, frames.list())
-        })?;
+        let called = found.call_frames(handler, frames.list(), spins);
+        if !matches!(called, Called::Answered) {
+            self.finish_call(channel, called, handler, within, &mut |channel| {
+                channel.call_frames(handler, frames.list(), spins)
+            })?;
+        }
         self.reply_of(channel)
     }
 
@@ -248,9 +277,9 @@ impl<S> Endpoint<S> {
             return Err(CallError::NotSent(SendError::NoChannel));
         };
         found.in_place = true;
-        let called = found.call_frames(handler, frames.list());
+        let called = found.call_frames(handler, frames.list(), 0);
         let ended = self.finish_call(channel, called, handler, within, &mut |channel| {
-            channel.call_frames(handler, frames.list())
+            channel.call_frames(handler, frames.list(), 0)
         });
         let received = self.channel(channel).and_then(|found| {
             found.in_place = false;
@@ -265,8 +294,10 @@ impl<S> Endpoint<S> {
 
     /// Where the frames of a channel's own are.
     pub fn frames(&self, channel: ChannelId) -> Option<PoolAudit> {
-        self.look_up(channel)
-            .map(|channel| channel.port.audit_frames())
+        self.look_up(channel).map(|channel| {
+            channel.port.collect();
+            channel.port.audit_frames()
+        })
     }
 
     /// Where the frames are that may be sent over any channel.
@@ -274,9 +305,12 @@ impl<S> Endpoint<S> {
         self.shared.audit()
     }
 
-    /// How many frames a channel's peer has of ours, as far as is known.
+    /// How many frames a channel's peer has of ours.
     pub fn frames_lent(&self, channel: ChannelId) -> Option<usize> {
-        self.look_up(channel).map(|channel| channel.port.lent())
+        self.look_up(channel).map(|channel| {
+            channel.port.collect();
+            channel.port.lent()
+        })
     }
 
     fn try_lend(
@@ -294,14 +328,14 @@ impl<S> Endpoint<S> {
 }
 
 impl Channel {
-    fn call_frames(&mut self, handler: u16, frames: &[Frame]) -> Called {
+    fn call_frames(&mut self, handler: u16, frames: &[Frame], spins: u32) -> Called {
         let call = self.port.next_call();
         if let Err(error) = self.port.try_lend(Outgoing::call(handler), frames) {
             return Called::NotSent(error);
         }
         wake_if_asleep(self);
-        self.settle();
-        self.awaited = Some(call);
-        Called::Sent
+        // While the call is on its way: the line with the returns takes as long to come as one with a message.
+        self.port.collect();
+        self.await_briefly(call, spins)
     }
 }

@@ -534,15 +534,15 @@ impl Port {
         Ok(true)
     }
 
-    /// Whether the peer has published credit, or given back a frame, that has not been taken: what a sender that found the ring full asks between
-    /// saying that it sleeps and sleeping. Changes nothing.
+    /// Whether the peer has published credit, or given back a frame, that has not been taken: what a sender that found the ring
+    /// full asks between saying that it sleeps and sleeping. Changes nothing.
     pub fn has_credit(&self) -> bool {
         let published = self.peer.head::<CURSOR_LINE>().load(CURSOR_CONSUMED);
         published != self.tx.last_cursor.get() || self.has_returns()
     }
 
     /// Takes the credit in the peer's cursor line: a cache miss, so only when it is needed.
-    fn take_credit_from_cursor(&self) -> Result<(), TrySendError> {
+    pub(crate) fn take_credit_from_cursor(&self) -> Result<(), TrySendError> {
         let tx = &self.tx;
         let line = self.peer.head::<CURSOR_LINE>();
         let alleged = line.load_acquire(CURSOR_CONSUMED);

@@ -164,14 +164,18 @@ pub(crate) struct Name {
 const LEAST_SLAB: usize = 256 << 10;
 const PAGE: usize = 4096;
 
-/// Bytes from one frame to the next, for frames of so many bytes with what lies in front of them: powers of two and the
-/// middles between them, at least a page.
-fn stride_of(bytes: usize) -> usize {
-    let above = bytes.next_power_of_two().max(PAGE);
+/// Bytes from one frame to the next, for frames of so many bytes: powers of two and the middles between them, and what lies in
+/// front of them; at least a page.
+fn stride_of(len: usize) -> usize {
+    let above = len.next_power_of_two();
     let middle = above / 4 * 3;
-    match middle >= bytes && middle.is_multiple_of(PAGE) {
+    let class = match middle >= len && middle >= PAGE {
         true => middle,
         false => above,
+    };
+    match len + HEADROOM <= PAGE {
+        true => PAGE,
+        false => (class + HEADROOM).next_multiple_of(PAGE),
     }
 }
 
@@ -217,10 +221,9 @@ impl Pool {
                 max: MAX_MESSAGE,
             });
         }
-        let stride = stride_of(len + HEADROOM);
+        let stride = stride_of(len);
         let mut slabs = self.slabs.borrow_mut();
-        let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
-        let found = match slabs.iter().position(of_size) {
+        let found = match Self::with_free(&slabs, stride) {
             Some(found) => found,
             None => match self.grow(&mut slabs, stride) {
                 Ok(grown) => grown,
@@ -234,10 +237,37 @@ impl Pool {
                 })?,
             },
         };
-        let slab = &mut slabs[found];
-        let Some(slot) = slab.free.pop() else {
-            return Err(FrameError::InUse { len });
+        self.hand_out(&mut slabs[found], found, len)
+            .ok_or(FrameError::InUse { len })
+    }
+
+    /// A frame of `len` bytes if there is one of that size class that is free; or if there is only one at all, and there may be
+    /// a second: who has two need not wait for the one to come back.
+    pub(crate) fn ready_frame(self: &Rc<Self>, len: usize) -> Option<Frame> {
+        if len > MAX_MESSAGE {
+            return None;
+        }
+        let stride = stride_of(len);
+        let mut slabs = self.slabs.borrow_mut();
+        let found = match Self::with_free(&slabs, stride) {
+            Some(found) => found,
+            None => {
+                let of_class = slabs.iter().filter(|slab| slab.stride == stride);
+                let frames: usize = of_class.map(|slab| slab.entries.len()).sum();
+                let grown = (frames == 1).then(|| self.grow(&mut slabs, stride));
+                grown?.ok()?
+            }
         };
+        self.hand_out(&mut slabs[found], found, len)
+    }
+
+    fn with_free(slabs: &[Slab], stride: usize) -> Option<usize> {
+        let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
+        slabs.iter().position(of_size)
+    }
+
+    fn hand_out(self: &Rc<Self>, slab: &mut Slab, number: usize, len: usize) -> Option<Frame> {
+        let slot = slab.free.pop()?;
         let entry = &mut slab.entries[usize::from(slot)];
         *entry = Entry {
             generation: entry.generation.wrapping_add(1),
@@ -247,9 +277,9 @@ impl Pool {
         };
         // SAFETY: bounds: the slab has `entries.len() * stride` bytes, and slot < entries.len(), by `grow`.
         let base = unsafe { slab.base.add(usize::from(slot) * slab.stride) };
-        Ok(Frame {
+        Some(Frame {
             name: Name {
-                slab: found as u16,
+                slab: number as u16,
                 slot,
             },
             base,
