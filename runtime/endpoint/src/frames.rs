@@ -4,6 +4,10 @@
 //! to [`MAX_INLINE`](crate::MAX_INLINE) bytes are copied through the ring; longer ones are copied into a frame, which the
 //! receiver reads where it lies. Who writes into a frame to begin with saves that copy: [`Endpoint::frame`], then
 //! [`Endpoint::send_frame`], which takes the frame away.
+//!
+//! There are three strengths of handing over. *Moved*, as above: the compiler sees to it that the sender does not write any more.
+//! *Secured*, [`Frozen::secure`]: its own memory management sees to it as well. *Copied in*, [`Message::bytes`](crate::Message::bytes): the
+//! receiver works on its own copy, and so need not trust the sender at all; [`Received::copy_to`] does the same piece by piece.
 
 use crate::channel::{Called, Channel, ChannelId};
 use crate::send::{not_sent, wake_if_asleep};
@@ -15,13 +19,14 @@ use tightbeam_segment::{Frame, Frozen, Outgoing, PoolAudit, Received};
 /// Messages handled between two attempts.
 const BUDGET: usize = 64;
 
-/// What a message may be moved in: a [`Frame`], or an array or a vector of them. Never a reference: they are given away.
+/// What a message may be moved in: a [`Frame`], a [`Frozen`] one, or an array or a vector of frames. Never a reference: they are
+/// given away.
 pub trait Frames: sealed::List {}
 
 impl<F: sealed::List> Frames for F {}
 
 mod sealed {
-    use tightbeam_segment::Frame;
+    use tightbeam_segment::{Frame, Frozen};
 
     pub trait List {
         fn list(&self) -> &[Frame];
@@ -30,6 +35,12 @@ mod sealed {
     impl List for Frame {
         fn list(&self) -> &[Frame] {
             std::slice::from_ref(self)
+        }
+    }
+
+    impl List for Frozen {
+        fn list(&self) -> &[Frame] {
+            std::slice::from_ref(self.as_ref())
         }
     }
 

@@ -25,6 +25,7 @@ mod event;
 mod frames;
 mod graves;
 mod handler;
+mod path;
 mod poll;
 #[cfg(feature = "tokio")]
 mod ready;
@@ -46,6 +47,7 @@ pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
 pub use frames::{Frames, Response};
 pub use handler::{Handler, Handlers, Message, Reply};
+pub use path::Stage;
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
@@ -53,7 +55,7 @@ pub use wait::Wait;
 pub use tightbeam_segment::{
     Audit, Batch, Counter, Counters, Finding, Frame, FrameError, Frozen, HEADROOM, LayoutError,
     MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MIN_DEPTH,
-    Mismatch, PAYLOAD_BYTES, PeerFault, Place, PoolAudit, Received, Ring, Teller,
+    Mismatch, PAYLOAD_BYTES, PeerFault, Place, PoolAudit, Received, Ring, Teller, Trust,
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;

@@ -76,7 +76,8 @@ pub use counters::{Counter, Counters};
 pub use descriptor::{Kind, Outgoing};
 pub use fault::PeerFault;
 pub use frames::{
-    Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit, Received,
+    Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit,
+    Received, Trust,
 };
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
 pub use layout::{

@@ -434,6 +434,24 @@ impl Port {
         }
     }
 
+    /// Whether a message of one slot may be sent: one that may has a place.
+    pub(crate) fn has_room(&self, out: Outgoing) -> Result<(), TrySendError> {
+        if self.tx.stopped.get() {
+            return Err(self.refusal());
+        }
+        self.take_credit_from_header()?;
+        if !self.tx.admits(self.layout, 1, out) {
+            self.take_credit_from_cursor()?;
+        }
+        match self.tx.admits(self.layout, 1, out) {
+            true => Ok(()),
+            false => {
+                self.counters.add(Counter::Full);
+                Err(TrySendError::Full)
+            }
+        }
+    }
+
     /// Whether the message may be sent and has a place; jumps over the tail of the lap before if that gives it one.
     fn fits(&self, slots: usize, out: Outgoing) -> bool {
         let tx = &self.tx;

@@ -132,6 +132,10 @@ unsafe impl FrameMemory for HeapLines {
     fn as_any(&self) -> &dyn Any {
         self
     }
+
+    fn protect(&self, _from: usize, _bytes: usize, _writable: bool) -> Result<(), FrameError> {
+        Ok(())
+    }
 }
 
 /// A port of any two segments, with its counts at `start` and its laps at `tag` (1 to 255).

@@ -58,7 +58,8 @@ impl OwnFrames {
 
 // SAFETY:
 // 1. the mapping's address never changes, and mmap aligns it to a page;
-// 2. `bytes` are mapped for reading and writing; all pages were populated, and the seals forbid shrinking and holes;
+// 2. `bytes` are mapped for reading and writing, but for what `protect` was asked for; all pages were populated, and the seals
+//    forbid shrinking and holes;
 // 3. the address is given to nobody else in this crate. FUTURE_WRITE was put on before the descriptor was passed to anybody: so
 //    no other process can map the pages writable, or write them through a descriptor.
 unsafe impl FrameMemory for OwnFrames {
@@ -72,6 +73,15 @@ unsafe impl FrameMemory for OwnFrames {
 
     fn as_any(&self) -> &dyn Any {
         self
+    }
+
+    fn protect(&self, from: usize, bytes: usize, writable: bool) -> Result<(), FrameError> {
+        let done = self.mapping.protect(from, bytes, writable);
+        done.map_err(|errno| FrameError::System {
+            call: "protect",
+            bytes,
+            errno: errno.raw_os_error(),
+        })
     }
 }
 
@@ -160,6 +170,34 @@ mod tests {
         let punched = rustix::fs::fallocate(frames.fd(), hole, 0, 4096);
         assert_eq!(punched, Err(Errno::PERM));
         assert_eq!(rustix::fs::ftruncate(frames.fd(), 0), Err(Errno::PERM));
+    }
+
+    #[test]
+    fn what_is_protected_can_be_read_and_written_again_later() {
+        let frames = OwnFrames::create(3 * 4096).unwrap();
+        let base = FrameMemory::base(&frames).addr().get();
+        let rights = |page: usize| {
+            let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+            let address = base + page * 4096;
+            let line = maps.lines().find(|line| {
+                let range = line.split(' ').next().unwrap();
+                let ends: Vec<usize> = range
+                    .split('-')
+                    .map(|end| usize::from_str_radix(end, 16).unwrap())
+                    .collect();
+                (ends[0]..ends[1]).contains(&address)
+            });
+            line.unwrap().split(' ').nth(1).unwrap()[..2].to_owned()
+        };
+        frames.protect(4096, 4096, false).unwrap();
+        assert_eq!([0, 1, 2].map(rights), ["rw", "r-", "rw"]);
+        frames.protect(0, 3 * 4096, true).unwrap();
+        assert_eq!([0, 1, 2].map(rights), ["rw", "rw", "rw"]);
+        // Neither between pages nor beside the memory.
+        for (from, bytes) in [(1, 4096), (4096, 3 * 4096), (0, usize::MAX)] {
+            assert!(frames.protect(from, bytes, false).is_err());
+        }
+        assert_eq!([0, 1, 2].map(rights), ["rw", "rw", "rw"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::Errno;
 use crate::memory::page_size;
-use rustix::mm::{Advice, MapFlags, ProtFlags};
+use rustix::mm::{Advice, MapFlags, MprotectFlags, ProtFlags};
 use rustix::process::Pid;
 use std::ffi::c_void;
 use std::os::fd::BorrowedFd;
@@ -102,6 +102,21 @@ impl Mapping {
         // SAFETY: bounds: the range is this mapping's own. The advices used populate it or set its fork flag; neither
         // changes its contents.
         unsafe { rustix::mm::madvise(self.base.as_ptr(), self.bytes, advice) }
+    }
+
+    /// Makes a range of whole pages read-only, or writable again.
+    pub(crate) fn protect(&self, from: usize, bytes: usize, writable: bool) -> Result<(), Errno> {
+        let inside = from.checked_add(bytes).is_some_and(|end| end <= self.bytes);
+        if !inside || !from.is_multiple_of(page_size()) {
+            return Err(Errno::INVAL);
+        }
+        let flags = match writable {
+            true => MprotectFlags::READ | MprotectFlags::WRITE,
+            false => MprotectFlags::READ,
+        };
+        let at = self.base.as_ptr().wrapping_byte_add(from);
+        // SAFETY: bounds: the range lies in this mapping, as was just looked at; its contents do not change.
+        unsafe { rustix::mm::mprotect(at, bytes, flags) }
     }
 
     pub(crate) fn lock(&self) -> Result<(), Errno> {

@@ -178,6 +178,21 @@ impl Port {
         self.try_lend(out, core::slice::from_ref(&frame.0))
     }
 
+    /// Whether [`try_publish`](Self::try_publish) would find room now. Passes the frame's memory on, so that only a fault, or the
+    /// channel's end, can keep it from being sent if nothing else is sent before.
+    pub fn can_publish(&self, out: Outgoing, frame: &Frozen) -> Result<(), TrySendError> {
+        self.has_room(out)?;
+        if self.lent() >= MAX_LOANS {
+            self.collect();
+            if self.lent() >= MAX_LOANS {
+                self.counters.add(Counter::Full);
+                return Err(FrameError::Lent.into());
+            }
+        }
+        self.number_of(&frame.0)?;
+        Ok(())
+    }
+
     /// Sends a message that is too long for the ring: copied into a frame.
     #[cold]
     #[inline(never)]

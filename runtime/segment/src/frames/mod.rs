@@ -23,8 +23,8 @@ mod received;
 
 pub(crate) use loans::Loans;
 pub use pool::{Frame, FrameError, FrameMemory, Frozen, MakeFrames, Pool, PoolAudit};
-pub use received::Received;
 pub(crate) use received::{Held, Returns};
+pub use received::{Received, Trust};
 
 use crate::lines::Backing;
 use crate::{PeerFault, layout::MAX_SEGMENTS};

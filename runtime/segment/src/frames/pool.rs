@@ -24,6 +24,8 @@ pub unsafe trait FrameMemory: Any {
     fn bytes(&self) -> usize;
     /// For who made it.
     fn as_any(&self) -> &dyn Any;
+    /// Takes from this process the right to write a range of whole pages, or gives it back; then promise 2 is short of that.
+    fn protect(&self, from: usize, bytes: usize, writable: bool) -> Result<(), FrameError>;
 }
 
 /// Makes memory for frames when a [`Pool`] needs more.
@@ -133,6 +135,8 @@ struct Entry {
     /// Somebody has it to write.
     out: bool,
     free: bool,
+    /// This process cannot write it.
+    secured: bool,
 }
 
 struct Slab {
@@ -142,6 +146,8 @@ struct Slab {
     entries: Vec<Entry>,
     /// Those that are free; what came back last goes first, because caches know it.
     free: Vec<u16>,
+    /// Those that are free and cannot be written: made writable together, when they are needed.
+    secured: Vec<u16>,
 }
 
 /// Memory for frames, which grows up to a limit. It belongs to one thread.
@@ -176,6 +182,26 @@ fn stride_of(len: usize) -> usize {
     match len + HEADROOM <= PAGE {
         true => PAGE,
         false => (class + HEADROOM).next_multiple_of(PAGE),
+    }
+}
+
+impl Slab {
+    /// Makes what was secured, and is free, writable again: neighbours together, because each call costs about a microsecond.
+    #[cold]
+    fn restore(&mut self) -> Result<(), FrameError> {
+        self.secured.sort_unstable();
+        while let Some(&last) = self.secured.last() {
+            let slots = self.secured.iter().rev().zip((0..=last).rev());
+            let run = slots.take_while(|(slot, wanted)| **slot == *wanted).count();
+            let first = usize::from(last) + 1 - run;
+            self.memory
+                .protect(first * self.stride, run * self.stride, true)?;
+            for slot in self.secured.drain(self.secured.len() - run..) {
+                self.entries[usize::from(slot)].secured = false;
+                self.free.push(slot);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -223,7 +249,7 @@ impl Pool {
         }
         let stride = stride_of(len);
         let mut slabs = self.slabs.borrow_mut();
-        let found = match Self::with_free(&slabs, stride) {
+        let found = match Self::with_free(&mut slabs, stride)? {
             Some(found) => found,
             None => match self.grow(&mut slabs, stride) {
                 Ok(grown) => grown,
@@ -249,7 +275,7 @@ impl Pool {
         }
         let stride = stride_of(len);
         let mut slabs = self.slabs.borrow_mut();
-        let found = match Self::with_free(&slabs, stride) {
+        let found = match Self::with_free(&mut slabs, stride).ok()? {
             Some(found) => found,
             None => {
                 let of_class = slabs.iter().filter(|slab| slab.stride == stride);
@@ -261,9 +287,16 @@ impl Pool {
         self.hand_out(&mut slabs[found], found, len)
     }
 
-    fn with_free(slabs: &[Slab], stride: usize) -> Option<usize> {
+    /// A slab of this size class in which something is free.
+    fn with_free(slabs: &mut [Slab], stride: usize) -> Result<Option<usize>, FrameError> {
         let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
-        slabs.iter().position(of_size)
+        if let Some(found) = slabs.iter().position(of_size) {
+            return Ok(Some(found));
+        }
+        let secured = |slab: &Slab| slab.stride == stride && !slab.secured.is_empty();
+        let found = slabs.iter().position(secured);
+        found.map_or(Ok(()), |found| slabs[found].restore())?;
+        Ok(found)
     }
 
     fn hand_out(self: &Rc<Self>, slab: &mut Slab, number: usize, len: usize) -> Option<Frame> {
@@ -274,6 +307,7 @@ impl Pool {
             lent: 0,
             out: true,
             free: false,
+            secured: false,
         };
         // SAFETY: bounds: the slab has `entries.len() * stride` bytes, and slot < entries.len(), by `grow`.
         let base = unsafe { slab.base.add(usize::from(slot) * slab.stride) };
@@ -321,6 +355,7 @@ impl Pool {
             stride,
             entries: alloc::vec![entry; count],
             free: (0..count as u16).rev().collect(),
+            secured: Vec::new(),
         });
         self.bytes.set(self.bytes.get() + bytes);
         Ok(slabs.len() - 1)
@@ -331,6 +366,16 @@ impl Pool {
         let slabs = self.slabs.borrow();
         let slab = slabs.get(usize::from(slab))?;
         Some((Rc::clone(&slab.memory), slab.stride))
+    }
+
+    /// Takes from this process the right to write a frame, until it is handed out again.
+    fn secure(&self, name: Name) -> Result<(), FrameError> {
+        let mut slabs = self.slabs.borrow_mut();
+        let slab = &mut slabs[usize::from(name.slab)];
+        let (slot, stride) = (usize::from(name.slot), slab.stride);
+        slab.memory.protect(slot * stride, stride, false)?;
+        slab.entries[slot].secured = true;
+        Ok(())
     }
 
     /// Notes that a frame is lent to one more.
@@ -351,7 +396,10 @@ impl Pool {
         change(entry);
         if !entry.out && entry.lent == 0 {
             entry.free = true;
-            slab.free.push(name.slot);
+            match entry.secured {
+                false => slab.free.push(name.slot),
+                true => slab.secured.push(name.slot),
+            }
         }
     }
 
@@ -363,7 +411,7 @@ impl Pool {
         };
         for slab in self.slabs.borrow().iter() {
             let mut listed = alloc::vec![0u8; slab.entries.len()];
-            for &slot in &slab.free {
+            for &slot in slab.free.iter().chain(&slab.secured) {
                 listed[usize::from(slot)] = listed[usize::from(slot)].saturating_add(1);
             }
             for (entry, listed) in slab.entries.iter().zip(listed) {
@@ -503,6 +551,26 @@ impl Drop for Frame {
 /// Dropped, it goes back to its pool as soon as the last receiver has given it back.
 #[derive(Debug)]
 pub struct Frozen(pub(crate) Frame);
+
+impl Frozen {
+    /// Secures it: from now on until it is handed out again not even this process can write it; to try ends it (SIGSEGV). That is
+    /// what fbufs call enforced immutability: a stray pointer of the sender changes nothing that a receiver reads.
+    ///
+    /// Costs an `mprotect` call, and another one for all that came back when they are needed again: about a microsecond each, and
+    /// more for each page. Peers cannot see that it was done, and trust nothing because of it. Doing it twice does it once.
+    pub fn secure(self) -> Result<Frozen, (FrameError, Frozen)> {
+        match self.0.pool.secure(self.0.name) {
+            Ok(()) => Ok(self),
+            Err(error) => Err((error, self)),
+        }
+    }
+}
+
+impl AsRef<Frame> for Frozen {
+    fn as_ref(&self) -> &Frame {
+        &self.0
+    }
+}
 
 impl Deref for Frozen {
     type Target = [u8];

@@ -128,6 +128,22 @@ pub(crate) fn copy_parts<'a>(
     copied
 }
 
+/// The promise that senders may be trusted: with it a message is read as a slice of the sender's own memory.
+#[derive(Debug, Clone, Copy)]
+pub struct Trust(());
+
+impl Trust {
+    /// Promises it.
+    ///
+    /// # Safety
+    ///
+    /// No process whose frames are read with this value writes to a frame that it has sent, until it has come back. This library
+    /// does not; so the promise is about what else those processes do, stray pointers and malice included.
+    pub const unsafe fn new() -> Trust {
+        Trust(())
+    }
+}
+
 /// A message that came in frames: its bytes stay where the sender wrote them, and are read there. Dropped, the frames go back.
 ///
 /// The sender cannot use the frames until then. Nothing but its honesty keeps it from writing to them all the same, so nothing
@@ -172,6 +188,20 @@ impl Received {
     pub fn copy_to(&self, offset: usize, to: &mut [u8]) -> usize {
         let parts = core::iter::once(&self.first).chain(&self.rest);
         copy_parts(parts, offset, to)
+    }
+
+    /// The bytes where they lie, if they are in one frame: for who trusts the sender ([`Trust`]).
+    pub fn as_slice(&self, _: Trust) -> Option<&[u8]> {
+        if !self.rest.is_empty() {
+            return None;
+        }
+        let base = self.first.memory.memory.base().as_ptr();
+        let at = base.wrapping_add(self.first.offset);
+        // SAFETY:
+        // bounds: offset + len lie inside the memory's lines, which `Held::new` has looked at. alignment: u8 needs none.
+        // initialised: the memory is mapped and populated. aliasing: who made the Trust has promised that the sender does not write
+        // while this value lives. lifetime: `memory` keeps the mapping, and the slice borrows self.
+        Some(unsafe { core::slice::from_raw_parts(at, self.first.len) })
     }
 
     /// All bytes, copied.

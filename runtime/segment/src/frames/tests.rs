@@ -394,3 +394,29 @@ fn a_peer_without_frames_refuses_them() {
     };
     assert_eq!(right.arrival(), Arrival::Fault(fault));
 }
+
+#[test]
+fn secured_frames_are_made_writable_together() {
+    let (left, mut right) = pair();
+    for round in 0..3 {
+        let mut names = Vec::new();
+        while let Ok(frame) = left.frame(200_000) {
+            let frozen = frame.freeze().secure().unwrap();
+            names.push(frozen.as_ref().name());
+            left.try_publish(Outgoing::message(1), &frozen).unwrap();
+        }
+        assert!(names.len() > 20, "{}", names.len());
+        while let Arrival::Message { .. } = right.arrival() {
+            right.consume();
+        }
+        right.finish_drain();
+        left.collect();
+        let audit = left.audit_frames();
+        assert_eq!((audit.free, audit.astray), (audit.frames, 0), "{round}");
+    }
+    let frozen = left.frame(200_000).unwrap().freeze();
+    let twice = frozen.secure().unwrap().secure().unwrap();
+    drop(twice);
+    let audit = left.audit_frames();
+    assert_eq!((audit.free, audit.astray), (audit.frames, 0));
+}
