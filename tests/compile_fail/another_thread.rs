@@ -1,6 +1,0 @@
-use tightbeam::Endpoint;
-
-fn main() {
-    let mut client = Endpoint::connect("shm:/tmp/x.sock").unwrap();
-    std::thread::spawn(move || client.poll(1));
-}
