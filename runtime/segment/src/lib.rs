@@ -55,6 +55,7 @@ mod batch;
 mod copy;
 mod counters;
 mod descriptor;
+mod device;
 mod fault;
 mod frames;
 mod identity;
@@ -74,6 +75,7 @@ pub use audit::{Audit, Finding, Place, Ring, Teller, audit_pair};
 pub use batch::Batch;
 pub use counters::{Counter, Counters};
 pub use descriptor::{Kind, Outgoing};
+pub use device::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route};
 pub use fault::PeerFault;
 pub use frames::{
     Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit,
