@@ -3,7 +3,7 @@
 use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
 use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
-use crate::{Credentials, Endpoint, Handlers, OpenError, Wait};
+use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -31,7 +31,7 @@ pub const DEFAULT_FRAME_LIMIT: usize = 256 << 20;
 ///
 /// ```no_run
 /// use std::time::Duration;
-/// use tightbeam_endpoint::{Endpoint, Handlers, Wait};
+/// use tightbeam::{Endpoint, Handlers, Wait};
 ///
 /// let mut server = Endpoint::builder()
 ///     .handlers(Handlers::new().on(1, |_, message, reply| reply.send(message.bytes())))
@@ -43,7 +43,7 @@ pub const DEFAULT_FRAME_LIMIT: usize = 256 << 20;
 /// # Ok::<(), tightbeam_endpoint::OpenError>(())
 /// ```
 #[must_use]
-pub struct Builder<S> {
+pub struct Builder<S, D> {
     handlers: Handlers<S>,
     state: S,
     depth: usize,
@@ -54,10 +54,11 @@ pub struct Builder<S> {
     deadline: Duration,
     wait: Wait,
     frame_limit: usize,
+    devices: PhantomData<D>,
 }
 
-impl Builder<()> {
-    pub(crate) fn new() -> Builder<()> {
+impl<D> Builder<(), D> {
+    pub(crate) fn new() -> Builder<(), D> {
         let me = own_uid();
         Builder {
             handlers: Handlers::new(),
@@ -70,13 +71,14 @@ impl Builder<()> {
             deadline: DEFAULT_DEADLINE,
             wait: Wait::default(),
             frame_limit: DEFAULT_FRAME_LIMIT,
+            devices: PhantomData,
         }
     }
 }
 
-impl<S> Builder<S> {
+impl<S, D> Builder<S, D> {
     /// What handlers work on. Give it before the handlers: it decides their type.
-    pub fn state<T>(self, state: T) -> Builder<T> {
+    pub fn state<T>(self, state: T) -> Builder<T, D> {
         Builder {
             handlers: Handlers::new(),
             state,
@@ -88,6 +90,7 @@ impl<S> Builder<S> {
             deadline: self.deadline,
             wait: self.wait,
             frame_limit: self.frame_limit,
+            devices: PhantomData,
         }
     }
 
@@ -158,20 +161,26 @@ impl<S> Builder<S> {
     /// Listens at `address`: `shm:PATH`.
     ///
     /// A socket that a dead process left at the path is replaced; a live listener, or anything that is no socket, is not.
-    pub fn listen(self, address: &str) -> Result<Endpoint<S>, OpenError> {
+    pub fn listen(self, address: &str) -> Result<Endpoint<S, D>, OpenError>
+    where
+        D: Devices,
+    {
         let mut endpoint = self.build()?;
         endpoint.accept_at(address)?;
         Ok(endpoint)
     }
 
     /// Opens a channel to who listens at `address`: `shm:PATH`.
-    pub fn connect(self, address: &str) -> Result<Endpoint<S>, OpenError> {
+    pub fn connect(self, address: &str) -> Result<Endpoint<S, D>, OpenError>
+    where
+        D: Devices,
+    {
         let mut endpoint = self.build()?;
         endpoint.open(address)?;
         Ok(endpoint)
     }
 
-    fn build(self) -> Result<Endpoint<S>, OpenError> {
+    fn build(self) -> Result<Endpoint<S, D>, OpenError> {
         Ok(Endpoint {
             handlers: self.handlers,
             state: self.state,

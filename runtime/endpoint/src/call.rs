@@ -11,7 +11,7 @@ use zerocopy::FromBytes;
 /// Messages handled before the deadline is looked at again.
 const BUDGET: usize = 64;
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Calls the peer's handler with this index over the endpoint's first channel and returns its reply; waits until the
     /// endpoint's deadline at most. See [`call_to`](Self::call_to).
     #[inline(always)]

@@ -33,18 +33,18 @@ pub struct ArmError {
 /// An endpoint that may go to sleep: its [`AsFd`] descriptor is readable as soon as there is something to poll.
 ///
 /// Dropping it ends that: nobody has to wake the endpoint any more.
-pub struct Sleeper<'a, S> {
-    endpoint: &'a mut Endpoint<S>,
+pub struct Sleeper<'a, S, D> {
+    endpoint: &'a mut Endpoint<S, D>,
     watcher: Rc<Watcher>,
 }
 
-impl<S> AsFd for Sleeper<'_, S> {
+impl<S, D> AsFd for Sleeper<'_, S, D> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.watcher.as_fd()
     }
 }
 
-impl<S> Drop for Sleeper<'_, S> {
+impl<S, D> Drop for Sleeper<'_, S, D> {
     fn drop(&mut self) {
         let watcher = Rc::clone(&self.watcher);
         self.endpoint.take_wakes(&watcher, Duration::ZERO);
@@ -114,7 +114,7 @@ impl Channel {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Gets ready to wait on a descriptor, in an event loop of your own: `None` if there is something to [`poll`](Self::poll), an
     /// [event](Self::next_event), or room in a send ring that was full. Otherwise wait until the descriptor of the [`Sleeper`]
     /// is readable, drop it, and poll. It may be readable for no reason.
@@ -122,7 +122,7 @@ impl<S> Endpoint<S> {
     /// ```
     /// # use std::os::fd::AsFd;
     /// # let address = format!("shm:{}/tightbeam-arm-{}.sock", std::env::temp_dir().display(), std::process::id());
-    /// # let mut endpoint = tightbeam_endpoint::Endpoint::<()>::listen(&address, tightbeam_endpoint::Handlers::new())?;
+    /// # let mut endpoint = tightbeam::Endpoint::<()>::listen(&address, tightbeam_endpoint::Handlers::new())?;
     /// # let wait = |_: std::os::fd::BorrowedFd<'_>| {};
     /// if let Some(sleeper) = endpoint.arm()? {
     ///     wait(sleeper.as_fd()); // epoll, poll, io_uring: until it is readable
@@ -133,12 +133,12 @@ impl<S> Endpoint<S> {
     ///
     /// Costs a few system calls, and each peer that sends meanwhile one to wake this endpoint; while nobody waits, nothing.
     /// Unlike the waits of this library such a one has no bound: a peer that wakes nobody makes its own messages late.
-    pub fn arm(&mut self) -> Result<Option<Sleeper<'_, S>>, ArmError> {
+    pub fn arm(&mut self) -> Result<Option<Sleeper<'_, S, D>>, ArmError> {
         self.arm_for(true)
     }
 
     /// As [`arm`](Self::arm); only if `events` is set those that nobody has taken keep it awake.
-    pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S>>, ArmError> {
+    pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S, D>>, ArmError> {
         let watcher = self.watch_connections()?;
         let idle = self.arm_channels(&watcher);
         if idle != Ok(true) || (events && !self.events.is_empty()) {

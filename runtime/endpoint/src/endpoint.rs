@@ -6,7 +6,7 @@ use crate::graves::Grave;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
-use crate::{Address, Builder, Event, Handlers, OpenError, Openings, Stopper, Wait};
+use crate::{Address, Builder, Devices, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -25,11 +25,11 @@ use tightbeam_sys::memory::MemoryReport;
 /// make endpoints of its own, and drop those that it has inherited, but to use one of those ends it (SIGSEGV).
 ///
 /// ```compile_fail,E0277
-/// let handlers = tightbeam_endpoint::Handlers::new();
-/// let mut server = tightbeam_endpoint::Endpoint::<()>::listen("shm:/tmp/x.sock", handlers).unwrap();
+/// let handlers = tightbeam::Handlers::new();
+/// let mut server = tightbeam::Endpoint::<()>::listen("shm:/tmp/x.sock", handlers).unwrap();
 /// std::thread::spawn(move || server.run()); // an endpoint stays on its thread
 /// ```
-pub struct Endpoint<S = ()> {
+pub struct Endpoint<S, D> {
     pub(crate) handlers: Handlers<S>,
     pub(crate) state: S,
     pub(crate) channels: Vec<Option<Box<Channel>>>,
@@ -67,25 +67,25 @@ pub struct Endpoint<S = ()> {
     pub(crate) registered: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
     pub(crate) deadline: Duration,
     pub(crate) controller: &'static Controller,
-    /// Neither `Send` nor `Sync`.
-    pub(crate) one_thread: PhantomData<*const ()>,
+    /// Neither `Send` nor `Sync`; and where devices come from.
+    pub(crate) one_thread: PhantomData<*const D>,
 }
 
-impl Endpoint<()> {
+impl<D: Devices> Endpoint<(), D> {
     /// An endpoint with settings of your own.
-    pub fn builder() -> Builder<()> {
+    pub fn builder() -> Builder<(), D> {
         Builder::new()
     }
 
     /// Opens a channel to who listens at `address`, with default settings, no handlers and no state.
-    pub fn connect(address: &str) -> Result<Endpoint<()>, OpenError> {
+    pub fn connect(address: &str) -> Result<Endpoint<(), D>, OpenError> {
         Builder::new().connect(address)
     }
 }
 
-impl<S: Default> Endpoint<S> {
+impl<S: Default, D: Devices> Endpoint<S, D> {
     /// Listens at `address`, with default settings and a default state.
-    pub fn listen(address: &str, handlers: Handlers<S>) -> Result<Endpoint<S>, OpenError> {
+    pub fn listen(address: &str, handlers: Handlers<S>) -> Result<Endpoint<S, D>, OpenError> {
         Builder::new()
             .state(S::default())
             .handlers(handlers)
@@ -93,7 +93,7 @@ impl<S: Default> Endpoint<S> {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D: Devices> Endpoint<S, D> {
     /// Opens another channel, to who listens at `address`.
     pub fn open(&mut self, address: &str) -> Result<ChannelId, OpenError> {
         let Address::Shm(path) = Address::parse(address)?;
@@ -111,7 +111,9 @@ impl<S> Endpoint<S> {
         self.listeners.push(listener);
         Ok(())
     }
+}
 
+impl<S, D> Endpoint<S, D> {
     /// Closes a channel. The peer still receives what was sent, then learns that it was closed. Replies that have not come
     /// yet are lost. `false` if there is no such channel.
     pub fn close(&mut self, channel: ChannelId) -> bool {
@@ -226,7 +228,7 @@ fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
     controller.unwatch(channel.id.0, mailbox.door());
 }
 
-impl<S> Drop for Endpoint<S> {
+impl<S, D> Drop for Endpoint<S, D> {
     fn drop(&mut self) {
         // A fork has a copy of an endpoint, but neither its segments nor its control thread, and the path is its parent's.
         if self.controller.is_of_a_parent() {

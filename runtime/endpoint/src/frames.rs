@@ -94,7 +94,7 @@ impl Response<'_> {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// A frame of `len` bytes to be sent over the endpoint's first channel, waiting for one until the endpoint's deadline. See
     /// [`frame_for`](Self::frame_for).
     pub fn frame(&mut self, len: usize) -> Result<Frame, SendError> {
@@ -173,7 +173,7 @@ impl<S> Endpoint<S> {
     /// [`MAX_LOANS`](crate::MAX_LOANS) of them. If they are not sent they come back with the error.
     ///
     /// ```compile_fail,E0382
-    /// # use tightbeam_endpoint::Endpoint;
+    /// # use tightbeam::Endpoint;
     /// # fn sends(endpoint: &mut Endpoint) {
     /// let mut frame = endpoint.frame(4096).unwrap();
     /// endpoint.send_frame(1, frame).unwrap();

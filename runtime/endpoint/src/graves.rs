@@ -20,7 +20,7 @@ pub(crate) struct Grave {
     _seat: Option<Seat>,
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Keeps what is needed of a channel that is over.
     pub(crate) fn bury(&mut self, ended: Channel) {
         let Channel {

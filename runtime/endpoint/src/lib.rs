@@ -19,6 +19,7 @@ mod channel;
 mod connection;
 mod control;
 mod descriptor;
+mod devices;
 mod endpoint;
 mod error;
 mod event;
@@ -42,6 +43,7 @@ pub use builder::{
 pub use channel::{ChannelId, PeerIdentity};
 pub use control::{Openings, Stopper};
 pub use descriptor::{ArmError, Sleeper};
+pub use devices::{Carrier, Devices, Purpose};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};

@@ -17,7 +17,7 @@ use crate::{Endpoint, SendError};
 use std::collections::HashMap;
 use tightbeam_segment::{Frozen, Outgoing, Received};
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Lends a complete frame to all stages of a path, without waiting and without copying: to all of them, or if one of the
     /// channels has no room, to none. `path` names the first stage first; the last stage gets it first, so that each has it before it
     /// can be its turn.

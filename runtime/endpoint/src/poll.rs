@@ -12,7 +12,7 @@ use std::time::Duration;
 use tightbeam_segment::{Ended, PeerFault, Pool};
 use tightbeam_sys::frames::FrameMaker;
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
     ///
     /// Where there are several channels, at most 32 messages of each are handled before the next one's turn (a batch is handled as a

@@ -21,7 +21,7 @@ const BUDGET: usize = 64;
 /// Looks before the endpoint sleeps, each of a microsecond or two: others of the thread wait meanwhile.
 const LOOKS: u32 = 8;
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Handles what arrives, and returns how many messages it were as soon as there were any; 0 if there is an
     /// [event](Self::next_event), or somebody has called [`Stopper::stop`](crate::Stopper::stop).
     ///
@@ -35,7 +35,7 @@ impl<S> Endpoint<S> {
     /// ```
     /// # let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     /// # let address = format!("shm:{}/tightbeam-ready-{}.sock", std::env::temp_dir().display(), std::process::id());
-    /// use tightbeam_endpoint::{Endpoint, Handlers};
+    /// use tightbeam::{Endpoint, Handlers};
     ///
     /// let handlers = Handlers::new().on(1, |count: &mut u32, _, _| *count += 1);
     /// let mut server = Endpoint::<u32>::listen(&address, handlers)?;
@@ -155,12 +155,12 @@ impl<S> Endpoint<S> {
 }
 
 /// A call under way, which is given up when this is dropped.
-struct Calling<'a, S> {
-    endpoint: &'a mut Endpoint<S>,
+struct Calling<'a, S, D> {
+    endpoint: &'a mut Endpoint<S, D>,
     channel: ChannelId,
 }
 
-impl<S> Calling<'_, S> {
+impl<S, D> Calling<'_, S, D> {
     async fn send(
         &mut self,
         handler: u16,
@@ -221,7 +221,7 @@ impl<S> Calling<'_, S> {
     }
 }
 
-impl<S> Drop for Calling<'_, S> {
+impl<S, D> Drop for Calling<'_, S, D> {
     fn drop(&mut self) {
         if let Some(channel) = self.endpoint.channel(self.channel) {
             // A reply that comes later is dropped and counted.

@@ -43,7 +43,7 @@ impl Rounds {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Looks at the channels until something is handled, at most `spins` times more.
     #[inline(never)]
     pub(crate) fn poll_many(&mut self, budget: usize, mut spins: u32) -> usize {

@@ -95,7 +95,7 @@ impl<T> NotSent<T> {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// Sends a message over the endpoint's first channel, without waiting. See [`try_send_to`](Self::try_send_to).
     #[inline(always)]
     pub fn try_send(&mut self, handler: u16, payload: &[u8]) -> Result<(), SendError> {

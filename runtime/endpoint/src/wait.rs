@@ -90,7 +90,7 @@ impl SpinBudget {
     }
 }
 
-impl<S> Endpoint<S> {
+impl<S, D> Endpoint<S, D> {
     /// How often a look at the only channel spins.
     #[inline(always)]
     pub(crate) fn spins(&self) -> u32 {
