@@ -9,6 +9,8 @@
 //! | [`cpu`] | affinity, the length of a time slice |
 //! | [`process`] | ending at once; whether another one is dying |
 //! | [`clock`] | the CPU's counter as a clock |
+//! | [`xdp`], [`bpf`] | AF_XDP sockets with their rings and frames; maps, programs and links |
+//! | [`link`], [`route`] | network interfaces; the way to a host |
 //! | [`mmsg`], [`uring`], [`block`] | the strongest standard paths, for comparison: batched datagrams, `io_uring`, bare shared words |
 //!
 //! `rustix` makes the calls wherever it can; `libc` is named here only, for what `rustix` lacks. Nothing here decides
@@ -16,16 +18,27 @@
 #![deny(missing_docs)]
 
 pub mod block;
+pub mod bpf;
 pub mod clock;
 pub mod control;
 pub mod cpu;
 pub mod frames;
+pub mod link;
 mod mapping;
 pub mod memory;
 pub mod mmsg;
+mod netlink;
 pub mod process;
+pub mod route;
 pub mod turns;
 pub mod uring;
 pub mod wake;
+pub mod xdp;
 
 pub use rustix::io::Errno;
+
+/// Why the last call of `libc` failed.
+fn last_errno() -> Errno {
+    let error = std::io::Error::last_os_error();
+    Errno::from_io_error(&error).unwrap_or(Errno::IO)
+}

@@ -62,6 +62,17 @@ impl Mapping {
         block: usize,
         prot: ProtFlags,
     ) -> Result<Mapping, Errno> {
+        Mapping::from_offset(fd, 0, bytes, block, prot)
+    }
+
+    /// The same from an offset in the file, which for some files says what to map.
+    pub(crate) fn from_offset(
+        fd: BorrowedFd<'_>,
+        offset: u64,
+        bytes: usize,
+        block: usize,
+        prot: ProtFlags,
+    ) -> Result<Mapping, Errno> {
         let guard = page_size();
         let block = block.max(guard);
         let whole = bytes.checked_add(guard + block).ok_or(Errno::NOMEM)?;
@@ -75,7 +86,7 @@ impl Mapping {
         // SAFETY:
         // bounds, aliasing: the range is inside what was reserved above, which nothing else uses.
         // lifetime: it is unmapped with what was reserved.
-        let mapped = unsafe { rustix::mm::mmap(base.as_ptr(), bytes, prot, flags, fd, 0) }?;
+        let mapped = unsafe { rustix::mm::mmap(base.as_ptr(), bytes, prot, flags, fd, offset) }?;
         debug_assert_eq!(mapped, base.as_ptr());
         let mapping = Mapping {
             base,

@@ -31,7 +31,7 @@ use std::sync::atomic::AtomicU64;
 use tightbeam_segment::{Backing, WritableBacking};
 
 /// What a segment is sealed with before it is passed on: its size stays.
-const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+pub(crate) const SIZE_SEALS: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
 /// What its reader adds once it has mapped it: no holes, no further writable mapping, no further seal.
 const LAST_SEALS: SealFlags = SealFlags::FUTURE_WRITE.union(SealFlags::SEAL);
 pub(crate) const ALL_SEALS: SealFlags = SIZE_SEALS.union(LAST_SEALS);
