@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 const ARROWS: &[(&str, &[&str])] = &[
     ("runtime/segment", &[]),
     ("runtime/sys", &["tightbeam-segment"]),
+    ("runtime/proto", &[]),
     ("runtime/endpoint", &["tightbeam-segment", "tightbeam-sys"]),
     (".", &["tightbeam-endpoint"]),
     ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
@@ -17,6 +18,8 @@ const ARROWS: &[(&str, &[&str])] = &[
 const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime/segment", &["cpufeatures", "thiserror", "loom"]),
     ("runtime/sys", &["io-uring", "libc", "rustix", "thiserror"]),
+    // siphasher: the tokens of the opening exchange.
+    ("runtime/proto", &["crc32c", "siphasher", "thiserror"]),
     // tokio and futures-util: for the feature `tokio` only.
     (
         "runtime/endpoint",
@@ -161,6 +164,7 @@ fn unsafe_and_libc_stay_behind_their_border() {
     }
     for root_file in [
         "runtime/lib.rs",
+        "runtime/proto/src/lib.rs",
         "runtime/endpoint/src/lib.rs",
         "runtime/cli/src/main.rs",
     ] {
