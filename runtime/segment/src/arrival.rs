@@ -38,3 +38,13 @@ pub enum Answer {
     /// The handler returned without a reply.
     NoReply,
 }
+
+impl Answer {
+    pub(crate) fn kind(self) -> crate::Kind {
+        match self {
+            Answer::Reply => crate::Kind::Reply,
+            Answer::NoHandler => crate::Kind::NoHandler,
+            Answer::NoReply => crate::Kind::NoReply,
+        }
+    }
+}

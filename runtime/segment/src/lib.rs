@@ -59,6 +59,7 @@ mod device;
 mod fault;
 mod frames;
 mod identity;
+mod joined;
 mod lap;
 mod layout;
 mod lines;
@@ -82,6 +83,7 @@ pub use frames::{
     Received, Trust,
 };
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
+pub use joined::joined;
 pub use layout::{
     HEADROOM, LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE,
     MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, MAX_SLOTS, MIN_DEPTH, PAYLOAD_BYTES,

@@ -302,17 +302,37 @@ impl Port {
     /// Tells the caller of the message that is being handled that there is no reply, and why. Nothing is sent if none is wanted.
     #[cold]
     pub fn try_refuse(&self, why: crate::Answer) -> Result<(), crate::TrySendError> {
-        let kind = match why {
-            crate::Answer::Reply => crate::Kind::Reply,
-            crate::Answer::NoHandler => crate::Kind::NoHandler,
-            crate::Answer::NoReply => crate::Kind::NoReply,
-        };
-        self.answer(kind, &[])
+        self.answer(why.kind(), &[])
+    }
+
+    /// The number of the message that is being handled, among all: its name if it is a call that will be answered later.
+    pub fn handling(&self) -> u16 {
+        self.rx.messages() as u16
+    }
+
+    /// Answers a call whose message was consumed before it was answered, by the number that it had. Once: a second answer is a
+    /// fault to its peer.
+    pub fn try_answer(
+        &self,
+        call: u16,
+        answer: crate::Answer,
+        payload: &[u8],
+    ) -> Result<(), crate::TrySendError> {
+        self.answer_to(call, answer.kind(), payload)
     }
 
     #[inline(always)]
     fn answer(&self, kind: crate::Kind, payload: &[u8]) -> Result<(), crate::TrySendError> {
-        let call = self.rx.messages() as u16;
+        self.answer_to(self.rx.messages() as u16, kind, payload)
+    }
+
+    #[inline(always)]
+    fn answer_to(
+        &self,
+        call: u16,
+        kind: crate::Kind,
+        payload: &[u8],
+    ) -> Result<(), crate::TrySendError> {
         match self.try_send(Outgoing::answer(kind, call), payload) {
             Err(crate::TrySendError::Full) => Err(crate::TrySendError::Fault(
                 self.fail(PeerFault::TooManyCalls),

@@ -30,6 +30,8 @@ struct Lent {
 struct Equipment {
     pool: Rc<Pool>,
     courier: Box<dyn Courier>,
+    /// Bytes of the longest message.
+    most: usize,
 }
 
 pub(crate) struct Loans {
@@ -87,13 +89,31 @@ impl Port {
     /// Gives the port what it needs for frames. Without it messages above [`MAX_INLINE`](crate::MAX_INLINE) bytes are refused in
     /// both directions.
     pub fn equip(&mut self, pool: Rc<Pool>, courier: impl Courier + 'static) {
-        let courier = Box::new(courier);
-        self.frames.equipment = Some(Equipment { pool, courier });
+        self.equip_up_to(MAX_MESSAGE, pool, courier);
+    }
+
+    /// The same, for messages of at most `most` bytes, at least [`MAX_INLINE`](crate::MAX_INLINE).
+    pub fn equip_up_to(&mut self, most: usize, pool: Rc<Pool>, courier: impl Courier + 'static) {
+        self.frames.equipment = Some(Equipment {
+            pool,
+            courier: Box::new(courier),
+            most,
+        });
+    }
+
+    /// Bytes of the longest message that this port sends.
+    pub fn max_message(&self) -> usize {
+        let equipment = self.frames.equipment.as_ref();
+        equipment.map_or(crate::MAX_INLINE, |has| has.most)
     }
 
     /// A frame of `len` bytes from this channel's own pool, which no other peer can read.
     pub fn frame(&self, len: usize) -> Result<Frame, FrameError> {
         let equipment = self.frames.equipment.as_ref().ok_or(FrameError::None)?;
+        let max = equipment.most;
+        if len > max {
+            return Err(FrameError::TooLarge { len, max });
+        }
         if self.lent() < PATIENT
             && let Some(frame) = equipment.pool.ready_frame(len)
         {
@@ -116,11 +136,9 @@ impl Port {
             return Err(FrameError::Parts { parts }.into());
         }
         let len = frames.iter().map(|frame| frame.len()).sum();
-        if len > MAX_MESSAGE {
-            return Err(TrySendError::TooLarge {
-                len,
-                max: MAX_MESSAGE,
-            });
+        let max = self.max_message();
+        if len > max {
+            return Err(TrySendError::TooLarge { len, max });
         }
         if self.frames.lent.borrow().len() + parts > MAX_LOANS {
             self.collect();
@@ -200,11 +218,7 @@ impl Port {
         let mut frame = match self.frame(payload.len()) {
             Ok(frame) => frame,
             Err(FrameError::None | FrameError::TooLarge { .. }) => {
-                let max = match self.frames.equipment {
-                    Some(_) => MAX_MESSAGE,
-                    None => crate::MAX_INLINE,
-                };
-                let len = payload.len();
+                let (len, max) = (payload.len(), self.max_message());
                 return Err(TrySendError::TooLarge { len, max });
             }
             Err(error) => {
