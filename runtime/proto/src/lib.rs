@@ -29,5 +29,4 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
-pub mod raw;
 pub mod wire;

@@ -11,7 +11,8 @@
 //! | [`clock`] | the CPU's counter as a clock |
 //! | [`xdp`], [`bpf`] | AF_XDP sockets with their rings and frames; maps, programs and links |
 //! | [`link`], [`route`] | network interfaces; the way to a host |
-//! | [`mmsg`], [`uring`], [`block`] | the strongest standard paths, for comparison: batched datagrams, `io_uring`, bare shared words |
+//! | [`mmsg`], [`multishot`], [`udp`] | datagrams in batches, or received by the kernel on its own; what the kernel knows of a UDP socket |
+//! | [`uring`], [`block`] | the strongest standard paths, for comparison: `io_uring`, bare shared words |
 //!
 //! `rustix` makes the calls wherever it can; `libc` is named here only, for what `rustix` lacks. Nothing here decides
 //! anything, spins, or knows what a message is: that is `tightbeam-segment` and `tightbeam-endpoint`.
@@ -27,10 +28,13 @@ pub mod link;
 mod mapping;
 pub mod memory;
 pub mod mmsg;
+pub mod multishot;
 mod netlink;
 pub mod process;
+mod provided;
 pub mod route;
 pub mod turns;
+pub mod udp;
 pub mod uring;
 pub mod wake;
 pub mod xdp;

@@ -66,17 +66,30 @@ fn address(value: &[u8]) -> Option<Ipv4Addr> {
 
 /// The IPv4 addresses of an interface.
 pub fn addresses_of(interface: u32) -> Result<Vec<Ipv4Addr>, Errno> {
+    let all = all_addresses()?.into_iter();
+    let of = all.filter(|(number, _)| *number == interface);
+    Ok(of.map(|(_, address)| address).collect())
+}
+
+/// The number of the interface that has this address, if one has.
+pub fn interface_with(own: Ipv4Addr) -> Result<Option<u32>, Errno> {
+    let all = all_addresses()?;
+    let found = all.iter().find(|(_, address)| *address == own);
+    Ok(found.map(|(number, _)| *number))
+}
+
+/// Every IPv4 address of this host, behind the number of its interface.
+fn all_addresses() -> Result<Vec<(u32, Ipv4Addr)>, Errno> {
     let mut fixed = [0; ADDRESS_FIXED];
     fixed[0] = INET;
     let answers = Netlink::route(0)?.ask_all(GET_ADDRESS, Request::new(&fixed))?;
-    let of = answers.iter().filter_map(|answer| {
+    let all = answers.iter().filter_map(|answer| {
         let rest = answer.get(ADDRESS_FIXED..)?;
-        let here = u32_at(answer, 4)? == interface;
         // The local end; of a link between two hosts the other attribute would be the remote one.
         let own = attribute(rest, 2).or(attribute(rest, 1))?;
-        address(own).filter(|_| here)
+        Some((u32_at(answer, 4)?, address(own)?))
     });
-    Ok(of.collect())
+    Ok(all.collect())
 }
 
 /// The link address of a neighbour, if the kernel knows one.

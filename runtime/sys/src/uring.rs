@@ -12,13 +12,11 @@
 //!
 //! Needs Linux 6.1 (`IORING_SETUP_DEFER_TASKRUN`); older kernels and locked-down ones give an error from [`UringDatagrams::new`].
 
-use io_uring::types::{BufRingEntry, CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
+use crate::provided::Provided;
+use io_uring::types::{CancelBuilder, Fd, Fixed, SubmitArgs, Timespec};
 use io_uring::{IoUring, cqueue, opcode, squeue};
-use std::alloc::Layout;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::Duration;
 
 /// Marks completions of sends.
@@ -31,10 +29,6 @@ const WOKEN: u64 = 3;
 const STANDING: u32 = 2;
 /// The only buffer group.
 const GROUP: u16 = 0;
-/// The most buffers that a provided ring can have.
-const MAX_INBOUND: u16 = 1 << 15;
-/// Alignment that the kernel demands of a provided ring.
-const RING_ALIGN: usize = 4096;
 
 /// How long [`UringDatagrams::receive`] waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,7 +44,7 @@ pub enum UringWait {
 /// A connected datagram socket driven by its own ring.
 pub struct UringDatagrams {
     ring: IoUring,
-    inbox: Inbox,
+    inbox: Provided,
     outbox: Box<[u8]>,
     /// Bytes of the longest message, and of one slot of the outbox.
     message: usize,
@@ -76,7 +70,7 @@ impl UringDatagrams {
         inbound: u16,
         outbound: u16,
     ) -> io::Result<UringDatagrams> {
-        if message == 0 || outbound == 0 || !inbound.is_power_of_two() || inbound > MAX_INBOUND {
+        if message == 0 || outbound == 0 || !Provided::may_be(inbound) {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let ring = IoUring::builder()
@@ -87,17 +81,8 @@ impl UringDatagrams {
             .setup_cqsize(2 * u32::from(inbound).max(u32::from(outbound)))
             .build((u32::from(outbound) + STANDING).next_power_of_two())?;
         ring.submitter().register_files(&[socket.as_raw_fd()])?;
-        let inbox = Inbox::new(inbound, message);
-        // SAFETY: lifetime: the ring's memory lives in `inbox`, which is freed after the group was unregistered and all
-        // requests were cancelled, or not at all.
-        unsafe {
-            ring.submitter().register_buf_ring_with_flags(
-                inbox.entries.as_ptr() as u64,
-                inbound,
-                GROUP,
-                0,
-            )
-        }?;
+        let inbox = Provided::new(inbound, message);
+        inbox.register(&ring, GROUP)?;
         let stride = message.next_multiple_of(64);
         let (woken, waker) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)?;
         let mut datagrams = UringDatagrams {
@@ -275,8 +260,9 @@ impl Drop for UringDatagrams {
             Err(error) => error.kind() == io::ErrorKind::NotFound,
         };
         let released = self.ring.submitter().unregister_buf_ring(GROUP).is_ok();
-        // If the kernel might still write there, memory that is never reused is the only safe place.
-        self.inbox.leak = !(gone && released);
+        if !(gone && released) {
+            self.inbox.leak();
+        }
     }
 }
 
@@ -299,129 +285,6 @@ fn received(entry: &cqueue::Entry) -> io::Result<Option<(u16, usize)>> {
         // Nothing and no buffer.
         None => Err(io::ErrorKind::UnexpectedEof.into()),
     }
-}
-
-/// The provided ring and its buffers.
-struct Inbox {
-    /// `count` entries that the kernel reads.
-    entries: NonNull<BufRingEntry>,
-    /// The buffers, which the kernel writes between `provide` and the completion that names them.
-    buffers: NonNull<u8>,
-    count: u16,
-    size: usize,
-    stride: usize,
-    /// The published tail, which only this side writes.
-    tail: u16,
-    /// Do not free: the kernel may still write.
-    leak: bool,
-}
-
-impl Inbox {
-    fn new(count: u16, size: usize) -> Inbox {
-        let stride = size.next_multiple_of(64);
-        let mut inbox = Inbox {
-            entries: NonNull::dangling(),
-            buffers: NonNull::dangling(),
-            count,
-            size,
-            stride,
-            tail: 0,
-            leak: false,
-        };
-        inbox.entries = zeroed(inbox.ring_layout()).cast();
-        inbox.buffers = zeroed(inbox.buffer_layout());
-        inbox
-    }
-
-    fn ring_layout(&self) -> Layout {
-        layout(usize::from(self.count) * size_of::<BufRingEntry>())
-    }
-
-    fn buffer_layout(&self) -> Layout {
-        layout(usize::from(self.count) * self.stride)
-    }
-
-    /// The start of a buffer; outside the allocation, so never dereferenced, if there is no such buffer.
-    fn start(&self, buffer: u16) -> *mut u8 {
-        self.buffers
-            .as_ptr()
-            .wrapping_add(usize::from(buffer) * self.stride)
-    }
-
-    /// What the kernel has put into a buffer that a completion named.
-    #[inline(always)]
-    fn bytes(&self, buffer: u16, length: usize) -> &[u8] {
-        assert!(buffer < self.count);
-        // SAFETY:
-        // bounds: buffer < count, and size <= stride.
-        // initialised: the allocation was zeroed.
-        // aliasing: the completion gave the buffer to us, and the kernel writes it only after `provide`, which borrows mutably.
-        // lifetime: the allocation lives as long as self.
-        unsafe { std::slice::from_raw_parts(self.start(buffer), length.min(self.size)) }
-    }
-
-    /// Gives a buffer to the kernel.
-    #[inline(always)]
-    fn provide(&mut self, buffer: u16) {
-        assert!(buffer < self.count);
-        let at = usize::from(self.tail & (self.count - 1));
-        // SAFETY: bounds: `at` < count, a power of two.
-        let mut entry = unsafe { self.entries.add(at) };
-        // SAFETY:
-        // alignment, initialised: the ring is aligned to a page and was zeroed, which is a valid entry.
-        // aliasing: the kernel reads entries up to the published tail, which this one is beyond. The tail itself overlays the
-        // last two bytes of entry 0, which no setter of BufRingEntry writes.
-        let entry = unsafe { entry.as_mut() };
-        entry.set_addr(self.start(buffer) as u64);
-        entry.set_len(self.size as u32);
-        entry.set_bid(buffer);
-        self.tail = self.tail.wrapping_add(1);
-        self.publish();
-    }
-
-    /// Gives all buffers to the kernel, once after the ring was registered.
-    fn provide_all(&mut self) {
-        for buffer in 0..self.count {
-            self.provide(buffer);
-        }
-    }
-
-    #[inline(always)]
-    fn publish(&self) {
-        // SAFETY: initialised: the argument is the first entry of the ring, which was zeroed.
-        let tail = unsafe { BufRingEntry::tail(self.entries.as_ptr()) };
-        // SAFETY:
-        // alignment: the field is a u16 of a repr(C) struct.
-        // aliasing: the kernel reads it atomically, and nobody else here has a reference to it.
-        // lifetime: the ring lives as long as self.
-        let tail = unsafe { AtomicU16::from_ptr(tail.cast_mut()) };
-        // Release: pairs with the kernel's acquire load of the tail; the entry is complete before it can be seen.
-        tail.store(self.tail, Ordering::Release);
-    }
-}
-
-impl Drop for Inbox {
-    fn drop(&mut self) {
-        if self.leak {
-            return;
-        }
-        // SAFETY: lifetime: allocated in `new` with this layout; the kernel has given it back, or `leak` would be set.
-        unsafe { std::alloc::dealloc(self.entries.as_ptr().cast(), self.ring_layout()) };
-        // SAFETY: lifetime: as above.
-        unsafe { std::alloc::dealloc(self.buffers.as_ptr(), self.buffer_layout()) };
-    }
-}
-
-/// Whole pages for so many bytes.
-fn layout(bytes: usize) -> Layout {
-    let bytes = bytes.max(1).next_multiple_of(RING_ALIGN);
-    Layout::from_size_align(bytes, RING_ALIGN).expect("at most 2^15 buffers of a datagram's size")
-}
-
-fn zeroed(layout: Layout) -> NonNull<u8> {
-    // SAFETY: bounds: `layout` makes no empty layouts.
-    let memory = unsafe { std::alloc::alloc_zeroed(layout) };
-    NonNull::new(memory).unwrap_or_else(|| std::alloc::handle_alloc_error(layout))
 }
 
 #[cfg(test)]

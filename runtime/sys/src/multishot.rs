@@ -1,0 +1,281 @@
+//! Datagrams that the kernel receives on its own: one standing request of an `io_uring`, which takes a buffer for each.
+//!
+//! While nothing comes, looking costs no system call: the kernel says in shared memory when it has something to do. Needs Linux 6.1
+//! (`IORING_SETUP_DEFER_TASKRUN`); older kernels and locked-down ones give an error from [`MultishotReceive::new`].
+
+use crate::provided::Provided;
+use io_uring::types::{CancelBuilder, Fixed, RecvMsgOut, Timespec};
+use io_uring::{IoUring, cqueue, opcode};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::time::Duration;
+
+/// The only buffer group.
+const GROUP: u16 = 0;
+/// What the kernel puts before each datagram: lengths and flags, then room for an address.
+const HEAD: usize = 16 + NAME;
+const NAME: usize = size_of::<libc::sockaddr_in>();
+
+/// A datagram that has arrived.
+#[derive(Debug, Clone, Copy)]
+pub struct Datagram<'a> {
+    /// Who sent it; `None` if the kernel does not say.
+    pub sender: Option<SocketAddrV4>,
+    /// Its bytes, as many as fit into a buffer.
+    pub bytes: &'a [u8],
+    /// There were more.
+    pub truncated: bool,
+}
+
+/// Receives the datagrams of one socket. From the first [`receive`](Self::receive) on it belongs to the thread that has called it:
+/// another one gets an error, and if it drops it, the buffers are never freed and the socket stays open a little longer.
+pub struct MultishotReceive {
+    ring: IoUring,
+    buffers: Provided,
+    /// What the standing request says about room for addresses. The kernel reads it when it takes the request.
+    header: Box<Header>,
+    /// Somebody has received, and the ring is that thread's.
+    enabled: bool,
+    /// The standing request is in force, or on its way.
+    armed: bool,
+    /// An error that came behind datagrams which were handed over first.
+    failed: Option<io::Error>,
+    calls: u64,
+}
+
+struct Header(libc::msghdr);
+
+// SAFETY: aliasing: its pointers are null, so there is nothing to share.
+unsafe impl Send for Header {}
+
+impl MultishotReceive {
+    /// For datagrams of at most `size` bytes; `buffers`, a power of two, stand ready for them.
+    pub fn new(socket: BorrowedFd<'_>, size: usize, buffers: u16) -> io::Result<MultishotReceive> {
+        if !Provided::may_be(buffers) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        // Disabled, so that the issuer is who receives and not who opens.
+        let ring = IoUring::builder()
+            .setup_r_disabled()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_cqsize(2 * u32::from(buffers))
+            .build(4)?;
+        ring.submitter().register_files(&[socket.as_raw_fd()])?;
+        let mut provided = Provided::new(buffers, HEAD + size);
+        provided.register(&ring, GROUP)?;
+        provided.provide_all();
+        // SAFETY: initialised: all zero bytes are a valid msghdr, with null pointers and no lengths.
+        let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
+        header.msg_namelen = NAME as libc::socklen_t;
+        Ok(MultishotReceive {
+            ring,
+            buffers: provided,
+            header: Box::new(Header(header)),
+            enabled: false,
+            armed: false,
+            failed: None,
+            calls: 0,
+        })
+    }
+
+    /// System calls made so far.
+    pub fn calls(&self) -> u64 {
+        self.calls
+    }
+
+    /// Gives at most `most` datagrams to `each`, without waiting; how many there were. An error is given once, after the datagrams
+    /// that came before it.
+    pub fn receive(
+        &mut self,
+        most: usize,
+        mut each: impl FnMut(Datagram<'_>),
+    ) -> io::Result<usize> {
+        if let Some(error) = self.failed.take() {
+            return Err(error);
+        }
+        if self.ring.completion().is_empty() {
+            self.look()?;
+        }
+        let (mut taken, header) = (0, &self.header.0);
+        while taken < most && self.failed.is_none() {
+            let Some(entry) = self.ring.completion().next() else {
+                break;
+            };
+            self.armed &= cqueue::more(entry.flags());
+            match cqueue::buffer_select(entry.flags()) {
+                Some(buffer) => {
+                    let length = usize::try_from(entry.result()).unwrap_or(0);
+                    let parsed = RecvMsgOut::parse(self.buffers.bytes(buffer, length), header);
+                    if let Ok(message) = parsed {
+                        each(datagram(&message));
+                        taken += 1;
+                    }
+                    self.buffers.provide(buffer);
+                }
+                // All buffers are taken: the request is made again once some are back.
+                None if entry.result() == -libc::ENOBUFS => {}
+                None if entry.result() < 0 => {
+                    self.failed = Some(io::Error::from_raw_os_error(-entry.result()));
+                }
+                None => {}
+            }
+        }
+        match self.failed.take() {
+            Some(error) if taken == 0 => Err(error),
+            failed => {
+                self.failed = failed;
+                Ok(taken)
+            }
+        }
+    }
+
+    /// Enters the kernel if there is a reason to.
+    fn look(&mut self) -> io::Result<()> {
+        if !self.enabled {
+            self.ring.submitter().register_enable_rings()?;
+            self.enabled = true;
+        }
+        if !self.armed {
+            let request = opcode::RecvMsgMulti::new(Fixed(0), &raw const self.header.0, GROUP);
+            // SAFETY: lifetime: the header is in a box of self, and the buffers in `buffers`; Drop cancels the request before either
+            // goes.
+            let pushed = unsafe { self.ring.submission().push(&request.build()) };
+            pushed.map_err(|_| io::ErrorKind::WouldBlock)?;
+            self.armed = true;
+        } else if !self.ring.submission().taskrun() && self.ring.submission().is_empty() {
+            return Ok(());
+        }
+        self.calls += 1;
+        match self.ring.submit() {
+            Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AsFd for MultishotReceive {
+    /// Readable when [`receive`](MultishotReceive::receive) has something to do, once that has been called.
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: lifetime: the descriptor is open as long as the ring, which self owns and the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+    }
+}
+
+impl Drop for MultishotReceive {
+    fn drop(&mut self) {
+        let mut gone = true;
+        if self.enabled {
+            let bound = Timespec::from(Duration::from_secs(1));
+            let cancelled = self
+                .ring
+                .submitter()
+                .register_sync_cancel(Some(bound), CancelBuilder::any());
+            gone = match cancelled {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            };
+        }
+        // The ring goes some time after its descriptor; its hold on the socket, and so on the port, shall not.
+        let _ = self.ring.submitter().unregister_files();
+        let released = self.ring.submitter().unregister_buf_ring(GROUP).is_ok();
+        if !(gone && released) {
+            self.buffers.leak();
+        }
+    }
+}
+
+fn datagram<'a>(message: &'a RecvMsgOut<'a>) -> Datagram<'a> {
+    Datagram {
+        sender: address(message.name_data()),
+        bytes: message.payload_data(),
+        truncated: message.flags() & libc::MSG_TRUNC as u32 != 0,
+    }
+}
+
+/// A `sockaddr_in`: family in the host's order, then port and address in the network's.
+fn address(bytes: &[u8]) -> Option<SocketAddrV4> {
+    let [family @ .., _, _, _, _, _, _] = bytes.first_chunk::<8>()?;
+    if u16::from_ne_bytes(*family) != libc::AF_INET as u16 {
+        return None;
+    }
+    let [_, _, port_high, port_low, a, b, c, d] = *bytes.first_chunk::<8>()?;
+    let port = u16::from_be_bytes([port_high, port_low]);
+    Some(SocketAddrV4::new(Ipv4Addr::new(a, b, c, d), port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::net::UdpSocket;
+
+    fn receiver(size: usize, buffers: u16) -> Option<(UdpSocket, MultishotReceive)> {
+        let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        match MultishotReceive::new(socket.as_fd(), size, buffers) {
+            Ok(ring) => Some((socket, ring)),
+            Err(error) => {
+                eprintln!("skipped: io_uring: {error}");
+                None
+            }
+        }
+    }
+
+    #[test]
+    fn more_than_the_buffers_arrive_with_their_senders_and_in_parts() {
+        let Some((near, mut ring)) = receiver(4, 4) else {
+            return;
+        };
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        assert_eq!(ring.receive(8, |_| {}).unwrap(), 0);
+        let calls = ring.calls();
+        for _ in 0..100 {
+            assert_eq!(ring.receive(8, |_| {}).unwrap(), 0);
+        }
+        assert_eq!(ring.calls(), calls, "looking made a system call");
+        for byte in 0..20u8 {
+            far.send_to(
+                &vec![byte; usize::from(byte % 6)],
+                near.local_addr().unwrap(),
+            )
+            .unwrap();
+        }
+        let mut came = 0;
+        let deadline = std::time::Instant::now() + Duration::from_secs(10);
+        while came < 20 {
+            let got = ring.receive(3, |datagram| {
+                let length = came % 6;
+                assert_eq!(datagram.bytes, vec![came as u8; length.min(4)]);
+                assert_eq!(datagram.truncated, length > 4);
+                assert_eq!(
+                    datagram.sender.map(Into::into),
+                    Some(far.local_addr().unwrap())
+                );
+                came += 1;
+            });
+            assert!(got.unwrap() <= 3);
+            assert!(std::time::Instant::now() < deadline, "{came} came");
+        }
+        assert_eq!(ring.receive(8, |_| {}).unwrap(), 0);
+    }
+
+    #[test]
+    fn it_belongs_to_the_thread_that_receives_and_its_descriptor_says_when() {
+        let Some((near, mut ring)) = receiver(4, 4) else {
+            return;
+        };
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let to = near.local_addr().unwrap();
+        let ring = std::thread::spawn(move || {
+            assert_eq!(ring.receive(1, |_| {}).unwrap(), 0);
+            let patience = Duration::from_secs(10);
+            assert!(!crate::control::wait_readable(ring.as_fd(), Duration::ZERO));
+            far.send_to(b"x", to).unwrap();
+            assert!(crate::control::wait_readable(ring.as_fd(), patience));
+            assert_eq!(ring.receive(1, |_| {}).unwrap(), 1);
+            ring
+        });
+        drop(ring.join().unwrap());
+    }
+}
