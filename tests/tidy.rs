@@ -10,6 +10,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime/sys", &["tightbeam-segment"]),
     ("runtime/proto", &[]),
     ("runtime/endpoint", &["tightbeam-segment", "tightbeam-sys"]),
+    ("hw/udp", &["tightbeam-segment", "tightbeam-sys"]),
     (".", &["tightbeam-endpoint"]),
     ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
 ];
@@ -20,6 +21,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     ("runtime/sys", &["io-uring", "libc", "rustix", "thiserror"]),
     // siphasher: the tokens of the opening exchange.
     ("runtime/proto", &["crc32c", "siphasher", "thiserror"]),
+    ("hw/udp", &["rustix", "thiserror"]),
     // tokio and futures-util: for the feature `tokio` only.
     (
         "runtime/endpoint",
@@ -121,15 +123,15 @@ fn arrows_and_dependencies() {
             );
         }
     }
-    let members = fs::read_dir(root().join("runtime"))
-        .expect("runtime")
-        .flatten();
-    for member in members.filter(|m| m.path().is_dir()) {
-        let folder = format!("runtime/{}", member.file_name().to_string_lossy());
-        assert!(
-            ARROWS.iter().any(|(f, _)| *f == folder),
-            "{folder} has no place in the arrows"
-        );
+    for layer in ["runtime", "hw"] {
+        let members = fs::read_dir(root().join(layer)).expect(layer).flatten();
+        for member in members.filter(|m| m.path().is_dir()) {
+            let folder = format!("{layer}/{}", member.file_name().to_string_lossy());
+            assert!(
+                ARROWS.iter().any(|(f, _)| *f == folder),
+                "{folder} has no place in the arrows"
+            );
+        }
     }
 }
 
@@ -156,7 +158,8 @@ fn unsafe_and_libc_stay_behind_their_border() {
             may || !is_unsafe || name == "tests/tidy.rs",
             "{name}: unsafe outside its border (I1)"
         );
-        let libc = name.starts_with("runtime/") && code.iter().any(|l| l.contains("libc::"));
+        let ours = name.starts_with("runtime/") || name.starts_with("hw/");
+        let libc = ours && code.iter().any(|l| l.contains("libc::"));
         assert!(
             !libc || name.starts_with("runtime/sys/"),
             "{name} names libc (I1)"
@@ -166,6 +169,7 @@ fn unsafe_and_libc_stay_behind_their_border() {
         "runtime/lib.rs",
         "runtime/proto/src/lib.rs",
         "runtime/endpoint/src/lib.rs",
+        "hw/udp/src/lib.rs",
         "runtime/cli/src/main.rs",
     ] {
         let text = fs::read_to_string(root().join(root_file)).expect(root_file);
@@ -206,7 +210,7 @@ fn every_ordering_says_what_it_pairs_with() {
 fn safety_comments_are_proofs() {
     for (name, text) in sources()
         .into_iter()
-        .filter(|(n, _)| n.starts_with("runtime/"))
+        .filter(|(n, _)| n.starts_with("runtime/") || n.starts_with("hw/"))
     {
         let lines: Vec<&str> = text.lines().map(str::trim_start).collect();
         for (n, _) in lines
