@@ -29,4 +29,5 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+pub mod raw;
 pub mod wire;

@@ -255,6 +255,14 @@ impl<T: AsRef<[u8]>> Packet<T> {
     }
 }
 
+impl<'a> Packet<&'a [u8]> {
+    /// What follows the header, for as long as the bytes are there.
+    #[inline]
+    pub fn into_payload(self) -> &'a [u8] {
+        self.0.get(HEADER..).unwrap_or_default()
+    }
+}
+
 /// The header, as a value. The CRC is no part of it: it belongs to the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Repr {

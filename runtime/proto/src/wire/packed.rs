@@ -32,7 +32,7 @@ pub fn push(out: &mut [u8], used: usize, handler: u16, message: &[u8]) -> Option
 }
 
 /// The messages of a packed packet, each with its handler's index. All of them have been looked at: what is handed out is whole.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Packed<'a> {
     left: u16,
     rest: &'a [u8],
