@@ -215,6 +215,7 @@ fn child_role() {
                 server.poll_for(64, BUSY);
             }
         }
+        "busy in a runtime" => busy_in_a_runtime(&address),
         "serve counted" => {
             let mut server = listening(&address);
             let counted = allocations(|| {
@@ -233,6 +234,35 @@ fn child_role() {
         }
         other => panic!("no such role: {other}"),
     }
+}
+
+/// Both endpoints on one thread, so that each finds something whenever it looks; and they would sleep if they did not.
+fn busy_in_a_runtime(address: &str) {
+    const ROUNDS: u64 = 20_000;
+    let builder = || builder().wait(Wait::Adaptive);
+    let mut server = builder().listen(address).expect("a free path");
+    let mut client = builder().connect(address).expect("it listens");
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    runtime.expect("a runtime").block_on(async {
+        // The event that it was opened.
+        server.ready().await.expect("descriptors");
+        server.next_event().expect("opened");
+        forbid_system_calls();
+        for round in 1..=ROUNDS {
+            for endpoint in [&mut client, &mut server] {
+                let sent = endpoint.try_send(COUNT, &round.to_ne_bytes());
+                assert_eq!(sent, Ok(()));
+            }
+            for endpoint in [&mut server, &mut client] {
+                while endpoint.state().messages < round {
+                    assert!(endpoint.ready().await.expect("descriptors") > 0);
+                }
+            }
+        }
+        exit_now(0);
+    });
 }
 
 /// Two processes that spin need a CPU each, and these tests need them for themselves: one at a time.
@@ -296,7 +326,17 @@ fn no_system_calls_between_open_and_close() {
     }
 }
 
-/// The filter kills who makes a system call, so that the test above can fail.
+/// While messages keep coming an endpoint in a tokio runtime makes none either.
+#[test]
+fn no_system_calls_in_a_busy_runtime() {
+    let scratch = Scratch::new("filtered-runtime");
+    let status = Peer::start("busy in a runtime", &scratch.address()).status();
+    if can_run(&[Some(status)]) {
+        assert_eq!(status.code(), Some(0), "{status}");
+    }
+}
+
+/// The filter kills who makes a system call, so that the tests above can fail.
 #[test]
 fn a_system_call_under_the_filter_is_fatal() {
     let _alone = CPUS.lock();

@@ -1,6 +1,6 @@
 //! Rows C5 and R5 to R7: handlers that panic, wake-ups, the control socket.
 
-use crate::liar::{ASLEEP, Liar, Opener, STATE_LINE, Side, WAKE, liars_address, path, report};
+use crate::liar::{ASLEEP, CPU, Liar, Opener, STATE_LINE, Side, WAKE, liars_address, path, report};
 use crate::long;
 use crate::support::opening::{HELLO, identity, opening, receive, segment, send};
 use crate::support::{Ledger, PATIENCE, patiently};
@@ -19,6 +19,7 @@ pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
     match act {
         "make handlers panic" => make_handlers_panic(side, address),
         "wake all the time" => wake_all_the_time(side, address),
+        "run everywhere" => run_everywhere(side, address),
         "ask and sleep" => ask_and_sleep(side, address, 1),
         "ask and sleep on the connection" => ask_and_sleep(side, address, 2),
         "flood the control socket" => flood_control(side, address),
@@ -125,6 +126,38 @@ fn r05_a_storm_of_wake_ups() {
         assert_eq!(counters.get(Counter::Wakes), sent, "one for each message");
         stage.goes_on();
         assert!(stage.victim.next_event().is_none());
+        stage.go(1);
+        let end = stage.event();
+        assert!(matches!(end, Event::Closed { .. }), "{end:?}");
+        assert!(liar.finish());
+        stage.quarantined(channel);
+        stage.end();
+    }
+}
+
+/// Says that it runs on each CPU in turn, and on none that there is, and sends meanwhile.
+fn run_everywhere(side: Side, address: &str) {
+    let liar = Opener::new(side, address).open();
+    for (number, cpu) in (0..3000).zip([1, 2, u64::MAX, 0].into_iter().cycle()) {
+        liar.own.write(STATE_LINE, CPU, cpu);
+        liar.say(number..number + 1);
+    }
+    Ledger::of(address).wait_for(GO, 1);
+    liar.leave();
+}
+
+/// A peer that its victim takes for a neighbour costs it time, no message, and no channel.
+#[test]
+fn r05_a_peer_that_claims_to_run_everywhere() {
+    for (side, wait) in Side::BOTH.into_iter().zip([Wait::Adaptive, Wait::Park]) {
+        let mut stage = Stage::with("r05-cpu", |builder| builder.wait(wait));
+        let liar = stage.liar(side, "run everywhere");
+        let channel = stage.meet(side);
+        patiently(|| {
+            stage.victim.poll_for(64, Duration::from_millis(5));
+            (stage.log(channel).messages == 3000).then_some(())
+        });
+        stage.goes_on();
         stage.go(1);
         let end = stage.event();
         assert!(matches!(end, Event::Closed { .. }), "{end:?}");

@@ -261,6 +261,7 @@ fn wake_up(scribe: &mut Scribe<'_>) {
         scribe.pen.own.put(STATE_LINE, 0, asleep);
         let value = scribe.random.next();
         scribe.pen.own.put(STATE_LINE, 2, value);
+        scribe.pen.own.put(STATE_LINE, 3, value % 4);
         scribe.count();
         scribe.count();
         wake::wake_one(scribe.pen.own.word(STATE_LINE, 2));

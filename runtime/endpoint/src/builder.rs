@@ -1,6 +1,7 @@
 //! Settings of an endpoint, each with a named default.
 
 use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
+use crate::neighbours::Neighbours;
 use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
 use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Wait};
@@ -210,6 +211,7 @@ impl<S, D> Builder<S, D> {
             graves: Vec::new(),
             wait: self.wait,
             spin_budget: SpinBudget::new(),
+            neighbours: Neighbours::default(),
             deadline: self.deadline,
             controller: Controller::get()?,
             one_thread: PhantomData,

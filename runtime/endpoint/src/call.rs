@@ -115,8 +115,8 @@ impl<S, D> Endpoint<S, D> {
     }
 
     fn await_reply(&mut self, id: ChannelId, waiting: &mut Waiting) -> Result<Answer, CallError> {
-        let spins = self.spins();
         loop {
+            let spins = self.spins();
             let Some(Some(channel)) = self.channels.get_mut(id.slot()) else {
                 return Err(CallError::Ended);
             };

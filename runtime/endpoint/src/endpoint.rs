@@ -3,6 +3,7 @@
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::graves::Grave;
+use crate::neighbours::Neighbours;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
@@ -57,6 +58,7 @@ pub struct Endpoint<S, D> {
     pub(crate) graves: Vec<Grave>,
     pub(crate) wait: Wait,
     pub(crate) spin_budget: SpinBudget,
+    pub(crate) neighbours: Neighbours,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,
     /// All channels are armed, and nobody waits for room: nothing has to be done before the next sleep. With a thousand

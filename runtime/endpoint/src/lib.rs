@@ -26,6 +26,7 @@ mod event;
 mod frames;
 mod graves;
 mod handler;
+mod neighbours;
 mod path;
 mod poll;
 #[cfg(feature = "tokio")]

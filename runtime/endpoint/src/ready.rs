@@ -5,6 +5,7 @@
 
 use crate::channel::{Called, ChannelId};
 use crate::descriptor::ArmError;
+use crate::neighbours::GIVE_WAY;
 use crate::send::is_for_want_of_room;
 use crate::{CallError, Endpoint, Event, SendError, Wait};
 use futures_util::stream::{self, Stream};
@@ -50,14 +51,14 @@ impl<S, D> Endpoint<S, D> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub async fn ready(&mut self) -> Result<usize, ArmError> {
-        let mut looks = self.looks();
+        let mut looks = 0;
         loop {
             let handled = self.poll_spinning(BUDGET, self.spins());
             if handled > 0 || !self.events.is_empty() || std::mem::take(&mut self.stopping) {
                 return Ok(handled);
             }
-            looks = looks.saturating_sub(1);
-            if looks == 0 {
+            looks += 1;
+            if self.looked_enough(looks) {
                 self.sleep(true).await?;
             }
         }
@@ -65,12 +66,16 @@ impl<S, D> Endpoint<S, D> {
 
     /// As [`ready`](Self::ready), for a call: events and wishes to stop are left alone.
     async fn progress(&mut self) -> Result<(), ArmError> {
-        for _ in 0..self.looks() {
+        let mut looks = 0;
+        loop {
             if self.poll_spinning(BUDGET, self.spins()) > 0 {
                 return Ok(());
             }
+            looks += 1;
+            if self.looked_enough(looks) {
+                return self.sleep(false).await;
+            }
         }
-        self.sleep(false).await
     }
 
     /// Calls the peer's handler with this index over the endpoint's first channel, as [`call`](Self::call) does, and gives way to
@@ -90,12 +95,20 @@ impl<S, D> Endpoint<S, D> {
         payload: &[u8],
         within: Duration,
     ) -> Result<Vec<u8>, CallError> {
+        let spins = self.spins();
+        let found = self.channel(channel).ok_or(SendError::NoChannel);
+        let found = found.map_err(CallError::NotSent)?;
+        // Most replies come while nothing else is looked at, not even the clock.
+        let called = found.call(handler, payload, spins);
+        if let Called::Answered = called {
+            return Ok(found.port.copied().to_vec());
+        }
         let mut calling = Calling {
             endpoint: self,
             channel,
         };
         let deadline = Instant::now().checked_add(within);
-        calling.send(handler, payload, deadline).await?;
+        calling.send(called, handler, payload, deadline).await?;
         calling.reply(handler, deadline).await
     }
 
@@ -111,10 +124,18 @@ impl<S, D> Endpoint<S, D> {
         })
     }
 
-    fn looks(&self) -> u32 {
+    /// Whether it is time to sleep after so many looks. Gives way to a peer on this CPU before.
+    #[cold]
+    fn looked_enough(&mut self, looks: u32) -> bool {
+        if looks == 1 {
+            self.look_for_neighbours();
+        }
+        if looks <= GIVE_WAY && self.give_way(std::time::Instant::now()) {
+            return false;
+        }
         match self.wait {
-            Wait::Park => 1,
-            _ => LOOKS,
+            Wait::Park => true,
+            _ => looks >= LOOKS || self.neighbours.near(),
         }
     }
 
@@ -163,6 +184,7 @@ struct Calling<'a, S, D> {
 impl<S, D> Calling<'_, S, D> {
     async fn send(
         &mut self,
+        mut called: Called,
         handler: u16,
         payload: &[u8],
         deadline: Option<Instant>,
@@ -170,7 +192,7 @@ impl<S, D> Calling<'_, S, D> {
         loop {
             let channel = self.endpoint.channel(self.channel);
             let channel = channel.ok_or(CallError::NotSent(SendError::NoChannel))?;
-            match channel.call(handler, payload, 0) {
+            match called {
                 Called::NotSent(TrySendError::TooManyCalls) => {}
                 Called::NotSent(error) if is_for_want_of_room(error) => channel.want_room(),
                 Called::NotSent(error) => return Err(CallError::NotSent(error.into())),
@@ -183,6 +205,9 @@ impl<S, D> Calling<'_, S, D> {
             if !self.wait(deadline).await? {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
             }
+            let channel = self.endpoint.channel(self.channel);
+            let channel = channel.ok_or(CallError::NotSent(SendError::NoChannel))?;
+            called = channel.call(handler, payload, 0);
         }
     }
 

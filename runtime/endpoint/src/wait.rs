@@ -6,6 +6,7 @@
 
 use crate::Endpoint;
 use crate::channel::ChannelId;
+use crate::neighbours::GIVE_WAY;
 use std::time::{Duration, Instant};
 use tightbeam_segment::{Asleep, Port};
 use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
@@ -15,10 +16,11 @@ use tightbeam_sys::wake::{self, MAX_WORDS, Watched};
 pub enum Wait {
     /// Spins: the lowest latency, and one CPU for it.
     Spin,
-    /// Spins for a while that shrinks when spinning does not pay, then sleeps.
+    /// Spins for a while that shrinks when spinning does not pay, then sleeps. Where a peer runs on the same CPU it does not spin:
+    /// it gives way to it, then sleeps.
     #[default]
     Adaptive,
-    /// Sleeps at once.
+    /// Sleeps at once; where a peer runs on the same CPU it gives way to it before.
     Park,
 }
 
@@ -94,9 +96,9 @@ impl<S, D> Endpoint<S, D> {
     /// How often a look at the only channel spins.
     #[inline(always)]
     pub(crate) fn spins(&self) -> u32 {
-        match self.wait {
-            Wait::Park => 0,
-            _ => SPINS_A_LOOK,
+        match self.wait == Wait::Park || self.neighbours.near() {
+            true => 0,
+            false => SPINS_A_LOOK,
         }
     }
 
@@ -121,6 +123,12 @@ impl<S, D> Endpoint<S, D> {
             return true;
         }
         waiting.looks += 1;
+        if waiting.looks == 1 {
+            self.look_for_neighbours();
+        }
+        if waiting.looks <= GIVE_WAY && self.give_way(now) {
+            return true;
+        }
         match self.shall_sleep(waiting.looks) {
             true => {
                 waiting.slept = true;
@@ -143,7 +151,7 @@ impl<S, D> Endpoint<S, D> {
         match self.wait {
             Wait::Spin => false,
             Wait::Park => true,
-            Wait::Adaptive => self.spin_budget.spent(looks),
+            Wait::Adaptive => self.neighbours.near() || self.spin_budget.spent(looks),
         }
     }
 

@@ -6,7 +6,7 @@
 //! |---|---|---|
 //! | 0 | 0..8 | identity: magic, version, layout hash, page size, incarnation (2), depth, lines |
 //! | 2 | 0, 1 | credit cursor: slots consumed of the peer's ring; messages sent when that was published |
-//! | 4 | 0, 1, 2 | state: asleep?, open or closed, wake-up word |
+//! | 4 | 0, 1, 2, 3 | state: asleep?, open or closed, wake-up word, CPU (a hint) |
 //! | 8..24 | 8 each | the free ring: which frames of the peer may be used again |
 //! | 24.. | 8 each | the send ring: a message's first slot has a header word and 56 bytes of payload, the others 64 bytes |
 //!
@@ -57,6 +57,7 @@ pub(crate) const STATE_LINE: usize = 4;
 pub(crate) const STATE_ASLEEP: usize = 0;
 pub(crate) const STATE_CLOSED: usize = 1;
 pub(crate) const STATE_WAKE: usize = 2;
+pub(crate) const STATE_CPU: usize = 3;
 pub(crate) const RETURNS_LINE: usize = 8;
 pub(crate) const RING_LINE: usize = RETURNS_LINE + MAX_LOANS / 8;
 
@@ -100,6 +101,8 @@ pub const LAYOUT_HASH: u64 = hash(&[
     0x00_01_02_03_04_05,
     // Ways to sleep: not at all, on the word, on the connection.
     0x00_01_02,
+    // The CPU of a state line, counted from 1.
+    STATE_CPU as u64,
     // Head of a run in a batch: length, more, handler: the shift of each.
     0x00_10_30,
 ]);
@@ -214,9 +217,12 @@ mod tests {
             (0, 2, 4, 24)
         );
         assert_eq!((CURSOR_CONSUMED, CURSOR_SENT), (0, 1));
-        assert_eq!((STATE_ASLEEP, STATE_CLOSED, STATE_WAKE), (0, 1, 2));
+        assert_eq!(
+            (STATE_ASLEEP, STATE_CLOSED, STATE_WAKE, STATE_CPU),
+            (0, 1, 2, 3)
+        );
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0x3857_ba14_855c_145f);
+        assert_eq!(LAYOUT_HASH, 0xe2a2_85de_6d33_d2d6);
     }
 
     #[test]

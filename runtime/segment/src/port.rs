@@ -12,7 +12,7 @@ use crate::frames::Loans;
 use crate::identity::{Attached, Formatted};
 use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, Layout, MAX_CALLS, STATE_ASLEEP, STATE_CLOSED,
-    STATE_LINE, STATE_WAKE,
+    STATE_CPU, STATE_LINE, STATE_WAKE,
 };
 use crate::lines::{OwnLines, PeerLines, WordAddress};
 use crate::receive::Receiver;
@@ -70,6 +70,8 @@ pub struct Port {
     pub(crate) woken: Cell<bool>,
     pub(crate) fault: Cell<Option<PeerFault>>,
     pub(crate) counters: Counters,
+    /// What the peer was told last of where we run, counted from 1.
+    cpu: Cell<u64>,
     label: u64,
 }
 
@@ -103,6 +105,7 @@ impl Port {
             woken: Cell::new(false),
             fault: Cell::new(None),
             counters: Counters::default(),
+            cpu: Cell::new(0),
             label,
         };
         port.publish_cursor();
@@ -224,6 +227,24 @@ impl Port {
     /// What that word says now; only to be compared.
     pub fn peer_wake_value(&self) -> u64 {
         self.peer.head::<STATE_LINE>().load(STATE_WAKE)
+    }
+
+    /// Tells the peer on which CPU this thread runs; stores nothing if it was told that last.
+    #[inline(always)]
+    pub fn tell_cpu(&self, cpu: usize) {
+        let told = cpu as u64 + 1;
+        if self.cpu.replace(told) != told {
+            let line = self.own.head::<STATE_LINE>();
+            // Release: pairs with nothing; it is a hint.
+            line.publish(STATE_CPU, told);
+        }
+    }
+
+    /// On which CPU the peer says that it ran when it last had nothing to do. A hint: it may be old, or a lie.
+    #[inline(always)]
+    pub fn peer_cpu(&self) -> Option<usize> {
+        let told = self.peer.head::<STATE_LINE>().load(STATE_CPU);
+        usize::try_from(told.checked_sub(1)?).ok()
     }
 
     /// The number that the next message sent will have if it is a call.
@@ -359,6 +380,17 @@ mod tests {
         right.consume();
         assert_eq!(right.arrival(), Arrival::Empty);
         assert!(left.try_send(Outgoing::message(1), b"").is_err());
+    }
+
+    #[test]
+    fn the_peer_knows_where_we_run() {
+        let (left, right) = testing::pair(Layout::new(2).unwrap());
+        assert_eq!(left.peer_cpu(), None);
+        for cpu in [0, 7, 7, 4095] {
+            right.tell_cpu(cpu);
+            assert_eq!(left.peer_cpu(), Some(cpu));
+        }
+        assert_eq!(right.peer_cpu(), None);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::Errno;
 use crate::control::last_error;
-use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_getcpu, sched_setaffinity, sched_yield};
 use std::time::Duration;
 
 /// The CPUs that this thread may run on.
@@ -26,6 +26,12 @@ pub fn pin(cpu: usize) -> Result<(), Errno> {
 /// The CPU on which this thread runs at the moment.
 pub fn current() -> usize {
     sched_getcpu()
+}
+
+/// Lets others run that are ready to on this CPU. The scheduler charges for it: who gives way often gets no more of a CPU that a
+/// third one keeps busy than that one leaves.
+pub fn give_way() {
+    sched_yield();
 }
 
 /// Has the scheduler give this thread its time in slices of this length, 0.1 to 100 ms; it keeps its share. A thread with a
