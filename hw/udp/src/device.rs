@@ -10,7 +10,8 @@ use rustix::net::sockopt;
 use std::net::{SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use tightbeam_segment::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route};
-use tightbeam_sys::link::{self, Link};
+use tightbeam_sys::Network;
+use tightbeam_sys::link::Link;
 use tightbeam_sys::mmsg::MessageBatch;
 use tightbeam_sys::udp;
 
@@ -362,7 +363,9 @@ impl UdpDevice {
                 "driver",
                 of_link(&|link| match link.loopback {
                     true => "loopback".into(),
-                    false => link::driver(&link.name).unwrap_or_else(|_| unknown()),
+                    false => Network::open()
+                        .and_then(|network| network.driver(&link.name))
+                        .unwrap_or_else(|_| unknown()),
                 }),
             ),
             ("max_packet", self.longest.to_string()),

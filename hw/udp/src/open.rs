@@ -8,8 +8,9 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use tightbeam_segment::DeviceError;
-use tightbeam_sys::link::{self, Link};
-use tightbeam_sys::{route, udp};
+use tightbeam_sys::Network;
+use tightbeam_sys::link::Link;
+use tightbeam_sys::udp;
 
 /// Packets of one call: more gain nothing.
 pub(crate) const BATCH: usize = 64;
@@ -109,18 +110,23 @@ pub(crate) fn way(from: Ipv4Addr, to: SocketAddrV4) -> Result<Way, DeviceError> 
     connected.map_err(|error: io::Error| no_route(errno(&error)))?;
     // Of a route's MTU and the link's, whichever is less.
     let mtu = sockopt::ip_mtu(&asking).map_err(no_route)?;
-    let way = route::way_to(*to.ip(), None).ok();
+    let link = || {
+        let network = Network::open().ok()?;
+        let way = network.way_to(*to.ip()).ok()?;
+        network.link_by_index(way.interface).ok()
+    };
     Ok(Way {
         mtu: mtu as usize,
-        link: way.and_then(|way| link::by_index(way.interface).ok()),
+        link: link(),
     })
 }
 
 /// The interface that has this address, if the kernel says.
 pub(crate) fn link_of(address: Ipv4Addr) -> Option<Link> {
     // What is not known is said to be unknown in the status.
-    let number = route::interface_with(address).ok().flatten()?;
-    link::by_index(number).ok()
+    let network = Network::open().ok()?;
+    let number = network.interface_with(address).ok().flatten()?;
+    network.link_by_index(number).ok()
 }
 
 /// It has no hardware that would finish a checksum.

@@ -30,6 +30,7 @@ pub mod memory;
 pub mod mmsg;
 pub mod multishot;
 mod netlink;
+mod network;
 pub mod process;
 mod provided;
 pub mod route;
@@ -39,6 +40,7 @@ pub mod uring;
 pub mod wake;
 pub mod xdp;
 
+pub use network::Network;
 pub use rustix::io::Errno;
 
 /// Why the last call of `libc` failed.

@@ -1,11 +1,9 @@
 //! Network interfaces: what they are, and what stands in the way of AF_XDP on them.
 
 use crate::Errno;
-use crate::netlink::{
-    GENERIC_FIXED, Netlink, Request, attribute, attributes, generic, text, u32_at,
-};
-use rustix::net::{AddressFamily, SocketFlags, SocketType};
-use std::os::fd::AsRawFd;
+use crate::netlink::{GENERIC_FIXED, Request, attribute, attributes, generic, text, u32_at};
+use crate::network::Network;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 const GET_LINK: u16 = 18;
 /// `struct ifinfomsg`.
@@ -50,27 +48,70 @@ pub struct Link {
     pub program: Option<AttachedProgram>,
 }
 
-/// Finds an interface of the calling thread's network namespace by its name. [`Errno::NODEV`] if there is none.
-pub fn find(name: &str) -> Result<Link, Errno> {
-    // IFNAMSIZ, with the zero.
-    if name.is_empty() || name.len() > 15 || name.contains('\0') {
-        return Err(Errno::NODEV);
+impl Network {
+    /// Finds an interface by its name. [`Errno::NODEV`] if there is none.
+    pub fn link(&self, name: &str) -> Result<Link, Errno> {
+        // IFNAMSIZ, with the zero.
+        if name.is_empty() || name.len() > 15 || name.contains('\0') {
+            return Err(Errno::NODEV);
+        }
+        let mut zeroed = name.as_bytes().to_vec();
+        zeroed.push(0);
+        self.ask_link(Request::new(&[0; LINK_FIXED]).with(3, &zeroed))
     }
-    let mut zeroed = name.as_bytes().to_vec();
-    zeroed.push(0);
-    ask(Request::new(&[0; LINK_FIXED]).with(3, &zeroed))
-}
 
-/// Finds an interface by its number. [`Errno::NODEV`] if there is none any more.
-pub fn by_index(index: u32) -> Result<Link, Errno> {
-    let mut fixed = [0; LINK_FIXED];
-    fixed[4..8].copy_from_slice(&index.to_ne_bytes());
-    ask(Request::new(&fixed))
-}
+    /// Finds an interface by its number. [`Errno::NODEV`] if there is none any more.
+    pub fn link_by_index(&self, index: u32) -> Result<Link, Errno> {
+        let mut fixed = [0; LINK_FIXED];
+        fixed[4..8].copy_from_slice(&index.to_ne_bytes());
+        self.ask_link(Request::new(&fixed))
+    }
 
-fn ask(request: Request) -> Result<Link, Errno> {
-    let answer = Netlink::route(0)?.ask(GET_LINK, request)?;
-    parse(&answer).ok_or(Errno::IO)
+    fn ask_link(&self, request: Request) -> Result<Link, Errno> {
+        let answer = self.route.ask(GET_LINK, request)?;
+        parse(&answer).ok_or(Errno::IO)
+    }
+
+    /// The name of an interface's driver; of the loopback interface, which has none, an error.
+    pub fn driver(&self, name: &str) -> Result<String, Errno> {
+        driver(self.control.as_fd(), name)
+    }
+
+    /// Receive queues that are in use, as the driver says; [`Errno::OPNOTSUPP`] if it says nothing.
+    pub fn queues(&self, index: u32) -> Result<u32, Errno> {
+        let answer = self.ethtool(index, ETHTOOL_GET_CHANNELS)?;
+        let count = |kind| attribute(&answer, kind).and_then(|value| u32_at(value, 0));
+        // Those for receiving alone, and those for both.
+        Ok(count(6).unwrap_or(0) + count(9).unwrap_or(0))
+    }
+
+    /// The names of the offloads that are on, as `ethtool -k` knows them.
+    pub fn offloads(&self, index: u32) -> Result<Vec<String>, Errno> {
+        let answer = self.ethtool(index, ETHTOOL_GET_FEATURES)?;
+        let active = attribute(&answer, 4).unwrap_or(&[]);
+        let bits = attribute(active, 3).unwrap_or(&[]);
+        let names = attributes(bits).filter_map(|(_, bit)| attribute(bit, 2).map(text));
+        Ok(names.collect())
+    }
+
+    fn ethtool(&self, index: u32, command: u8) -> Result<Vec<u8>, Errno> {
+        let family = self.generic.family("ethtool")?;
+        let request = Request::new(&generic(command));
+        let request = request.with_nested(1, 1, &index.to_ne_bytes());
+        let answer = self.generic.ask(family, request)?;
+        Ok(answer.get(GENERIC_FIXED..).unwrap_or(&[]).to_vec())
+    }
+
+    /// Whether an interface's driver can receive into, and send from, memory of a socket's.
+    pub fn has_zero_copy(&self, index: u32) -> Result<bool, Errno> {
+        let family = self.generic.family("netdev")?;
+        let request = Request::new(&generic(NETDEV_GET)).with(1, &index.to_ne_bytes());
+        let answer = self.generic.ask(family, request)?;
+        let features = answer.get(GENERIC_FIXED..);
+        let features = features.and_then(|rest| attribute(rest, 3)?.try_into().ok());
+        let features = features.map_or(0, u64::from_ne_bytes);
+        Ok(features & u64::from(ZERO_COPY) != 0)
+    }
 }
 
 fn parse(answer: &[u8]) -> Option<Link> {
@@ -106,8 +147,8 @@ fn program(xdp: &[u8]) -> Option<AttachedProgram> {
     })
 }
 
-/// The name of the driver; of the loopback interface, which has none, an error.
-pub fn driver(name: &str) -> Result<String, Errno> {
+/// Asks through any socket of the namespace.
+fn driver(socket: BorrowedFd<'_>, name: &str) -> Result<String, Errno> {
     const GET_DRIVER_INFO: u32 = 3;
     // struct ethtool_drvinfo has 196 bytes: the command, then 32 bytes of the driver's name, then more.
     let mut info = [0u32; 49];
@@ -123,8 +164,6 @@ pub fn driver(name: &str) -> Result<String, Errno> {
             ifru_data: info.as_mut_ptr().cast(),
         },
     };
-    let (family, kind) = (AddressFamily::INET, SocketType::DGRAM);
-    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
     // SAFETY: bounds: the kernel reads and writes the ifreq, and 196 bytes at `ifru_data`, as many as `info` has; both outlive the call.
     let done = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCETHTOOL, &raw mut request) };
     if done != 0 {
@@ -134,61 +173,27 @@ pub fn driver(name: &str) -> Result<String, Errno> {
     Ok(text(&name))
 }
 
-/// Receive queues that are in use, as the driver says; [`Errno::OPNOTSUPP`] if it says nothing.
-pub fn queues(index: u32) -> Result<u32, Errno> {
-    let answer = ethtool(index, ETHTOOL_GET_CHANNELS)?;
-    let count = |kind| attribute(&answer, kind).and_then(|value| u32_at(value, 0));
-    // Those for receiving alone, and those for both.
-    Ok(count(6).unwrap_or(0) + count(9).unwrap_or(0))
-}
-
-/// The names of the offloads that are on, as `ethtool -k` knows them.
-pub fn offloads(index: u32) -> Result<Vec<String>, Errno> {
-    let answer = ethtool(index, ETHTOOL_GET_FEATURES)?;
-    let active = attribute(&answer, 4).unwrap_or(&[]);
-    let bits = attribute(active, 3).unwrap_or(&[]);
-    let names = attributes(bits).filter_map(|(_, bit)| attribute(bit, 2).map(text));
-    Ok(names.collect())
-}
-
-fn ethtool(index: u32, command: u8) -> Result<Vec<u8>, Errno> {
-    let mut netlink = Netlink::generic()?;
-    let family = netlink.family("ethtool")?;
-    let request = Request::new(&generic(command));
-    let answer = netlink.ask(family, request.with_nested(1, 1, &index.to_ne_bytes()))?;
-    Ok(answer.get(GENERIC_FIXED..).unwrap_or(&[]).to_vec())
-}
-
-/// Whether the driver can receive into, and send from, memory of a socket's.
-pub fn has_zero_copy(index: u32) -> Result<bool, Errno> {
-    let mut netlink = Netlink::generic()?;
-    let family = netlink.family("netdev")?;
-    let request = Request::new(&generic(NETDEV_GET)).with(1, &index.to_ne_bytes());
-    let answer = netlink.ask(family, request)?;
-    let features = answer.get(GENERIC_FIXED..);
-    let features = features.and_then(|rest| attribute(rest, 3)?.try_into().ok());
-    let features = features.map_or(0, u64::from_ne_bytes);
-    Ok(features & u64::from(ZERO_COPY) != 0)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn the_loopback_interface_is_found_by_name_and_number() {
-        let link = find("lo").unwrap();
+        let network = Network::open().unwrap();
+        let link = network.link("lo").unwrap();
         assert!(link.loopback);
         assert_eq!((link.address, link.mtu), ([0; 6], 65536));
-        assert_eq!(by_index(link.index).unwrap(), link);
-        assert_eq!(queues(link.index), Err(Errno::OPNOTSUPP));
-        assert!(driver("lo").is_err());
-        assert_eq!(has_zero_copy(link.index), Ok(false));
+        assert_eq!(network.link_by_index(link.index).unwrap(), link);
+        assert_eq!(network.queues(link.index), Err(Errno::OPNOTSUPP));
+        assert!(network.driver("lo").is_err());
+        assert_eq!(network.has_zero_copy(link.index), Ok(false));
     }
 
     #[test]
     fn offloads_have_the_names_that_ethtool_shows() {
-        let offloads = offloads(find("lo").unwrap().index).unwrap();
+        let network = Network::open().unwrap();
+        let index = network.link("lo").unwrap().index;
+        let offloads = network.offloads(index).unwrap();
         let has = |name: &str| offloads.iter().any(|found| found == name);
         assert!(
             has("tx-checksum-ip-generic") && has("rx-gro"),
@@ -199,9 +204,10 @@ mod tests {
 
     #[test]
     fn there_is_no_such_interface() {
+        let network = Network::open().unwrap();
         for name in ["", "no-such", "much-too-long-a-name", "l\0"] {
-            assert_eq!(find(name).err(), Some(Errno::NODEV), "{name:?}");
+            assert_eq!(network.link(name).err(), Some(Errno::NODEV), "{name:?}");
         }
-        assert_eq!(by_index(0x7fff_0000).err(), Some(Errno::NODEV));
+        assert_eq!(network.link_by_index(0x7fff_0000).err(), Some(Errno::NODEV));
     }
 }

@@ -6,6 +6,7 @@
 use crate::Errno;
 use rustix::net::netlink::{self, SocketAddrNetlink};
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
+use std::cell::Cell;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
@@ -127,7 +128,7 @@ fn messages(bytes: &[u8]) -> impl Iterator<Item = Message<'_>> {
 /// A netlink socket.
 pub(crate) struct Netlink {
     fd: OwnedFd,
-    sequence: u32,
+    sequence: Cell<u32>,
 }
 
 impl Netlink {
@@ -148,7 +149,8 @@ impl Netlink {
         // The kernel answers within the call that asks. Should it not, that is an error and no wait without end.
         let bound = Some(Duration::from_secs(1));
         sockopt::set_socket_timeout(&fd, sockopt::Timeout::Recv, bound)?;
-        Ok(Netlink { fd, sequence: 0 })
+        let sequence = Cell::new(0);
+        Ok(Netlink { fd, sequence })
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -156,19 +158,20 @@ impl Netlink {
     }
 
     /// Asks for one thing.
-    pub(crate) fn ask(&mut self, kind: u16, request: Request) -> Result<Vec<u8>, Errno> {
+    pub(crate) fn ask(&self, kind: u16, request: Request) -> Result<Vec<u8>, Errno> {
         let mut bodies = self.exchange(kind, REQUEST, request)?;
         bodies.pop().ok_or(Errno::NOENT)
     }
 
     /// Asks for all of a kind.
-    pub(crate) fn ask_all(&mut self, kind: u16, request: Request) -> Result<Vec<Vec<u8>>, Errno> {
+    pub(crate) fn ask_all(&self, kind: u16, request: Request) -> Result<Vec<Vec<u8>>, Errno> {
         self.exchange(kind, REQUEST | DUMP, request)
     }
 
-    fn exchange(&mut self, kind: u16, flags: u16, request: Request) -> Result<Vec<Vec<u8>>, Errno> {
-        self.sequence = self.sequence.wrapping_add(1);
-        let bytes = request.finish(kind, flags, self.sequence);
+    fn exchange(&self, kind: u16, flags: u16, request: Request) -> Result<Vec<Vec<u8>>, Errno> {
+        let sequence = self.sequence.get().wrapping_add(1);
+        self.sequence.set(sequence);
+        let bytes = request.finish(kind, flags, sequence);
         let kernel = SocketAddrNetlink::new(0, 0);
         rustix::net::sendto(&self.fd, &bytes, SendFlags::empty(), &kernel)?;
         let mut buffer = vec![0; LONGEST];
@@ -176,7 +179,7 @@ impl Netlink {
         while bodies.len() < MOST_MESSAGES {
             let (len, _) = rustix::net::recv(&self.fd, &mut buffer, RecvFlags::empty())?;
             // What was said to a group, or answers an earlier question, is none of ours.
-            let ours = messages(&buffer[..len]).filter(|m| m.sequence == self.sequence);
+            let ours = messages(&buffer[..len]).filter(|m| m.sequence == sequence);
             for message in ours {
                 match message.kind {
                     DONE => return Ok(bodies),
@@ -199,7 +202,7 @@ impl Netlink {
     }
 
     /// The number of a generic family.
-    pub(crate) fn family(&mut self, name: &str) -> Result<u16, Errno> {
+    pub(crate) fn family(&self, name: &str) -> Result<u16, Errno> {
         let mut name = name.as_bytes().to_vec();
         name.push(0);
         let request = Request::new(&generic(GENERIC_GET_FAMILY)).with(FAMILY_NAME, &name);

@@ -271,7 +271,7 @@ impl Xsk {
     }
 
     /// Packets in TX that the kernel has not taken yet, published or not.
-    pub fn transmit_outstanding(&mut self) -> Result<u32, RingFault> {
+    pub fn transmit_outstanding(&self) -> Result<u32, RingFault> {
         self.transmit.outstanding()
     }
 
@@ -376,9 +376,12 @@ pub fn set_transmit_budget(socket: BorrowedFd<'_>, packets: u32) -> Result<(), E
     set_option(socket, libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, packets)
 }
 
-/// Bytes of packets that may be on their way at once.
+/// Bytes of packets that may be on their way at once; as many as the host's limit allows, without `CAP_NET_ADMIN`.
 pub fn set_send_buffer(socket: BorrowedFd<'_>, bytes: usize) -> Result<(), Errno> {
-    sockopt::set_socket_send_buffer_size(socket, bytes)
+    match sockopt::set_socket_send_buffer_size_force(socket, bytes) {
+        Ok(()) => Ok(()),
+        Err(_) => sockopt::set_socket_send_buffer_size(socket, bytes),
+    }
 }
 
 /// Prefers busy polling to interrupts: for `micros` at most a call, `packets` at most a turn.

@@ -281,8 +281,14 @@ impl<E: Entry> Producer<E> {
     }
 
     /// Entries that the other side has not taken yet, published or not; looks at its index.
-    pub(crate) fn outstanding(&mut self) -> Result<u32, RingFault> {
-        Ok(self.memory.size - self.room(u32::MAX)?)
+    pub(crate) fn outstanding(&self) -> Result<u32, RingFault> {
+        // Acquire: pairs with the consumer's Release store, as in `room`.
+        let taken = self.memory.consumer().load(Ordering::Acquire);
+        let most = self.published.wrapping_sub(self.taken);
+        if taken.wrapping_sub(self.taken) > most {
+            return Err(self.memory.fault(taken, self.taken, self.published));
+        }
+        Ok(self.next.wrapping_sub(taken))
     }
 
     /// Whether the other side sleeps, and wants a system call.
