@@ -11,6 +11,10 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime/proto", &[]),
     ("runtime/endpoint", &["tightbeam-segment", "tightbeam-sys"]),
     ("hw/udp", &["tightbeam-segment", "tightbeam-sys"]),
+    (
+        "hw/xdp",
+        &["tightbeam-segment", "tightbeam-sys", "tightbeam-proto"],
+    ),
     (".", &["tightbeam-endpoint"]),
     ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
 ];
@@ -22,6 +26,7 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // siphasher: the tokens of the opening exchange.
     ("runtime/proto", &["crc32c", "siphasher", "thiserror"]),
     ("hw/udp", &["rustix", "thiserror"]),
+    ("hw/xdp", &["rustix", "thiserror"]),
     // tokio and futures-util: for the feature `tokio` only.
     (
         "runtime/endpoint",
@@ -170,6 +175,7 @@ fn unsafe_and_libc_stay_behind_their_border() {
         "runtime/proto/src/lib.rs",
         "runtime/endpoint/src/lib.rs",
         "hw/udp/src/lib.rs",
+        "hw/xdp/src/lib.rs",
         "runtime/cli/src/main.rs",
     ] {
         let text = fs::read_to_string(root().join(root_file)).expect(root_file);

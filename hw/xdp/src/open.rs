@@ -1,0 +1,193 @@
+//! Opening a device: from an address to a socket that packets are steered to.
+
+use crate::address::XdpAddress;
+use crate::device::{Place, XdpDevice};
+use crate::fix::{self, refused, system};
+use crate::mode::{Attempt, attempts};
+use crate::socket::Socket;
+use crate::steering::Steering;
+use rustix::io::Errno;
+use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
+use std::os::fd::AsFd;
+use tightbeam_segment::DeviceError;
+use tightbeam_sys::Network;
+use tightbeam_sys::route::Way;
+
+impl XdpDevice {
+    /// Opens a device to which others send: the address is one of the interface's own, and port 0 takes any that is free.
+    pub fn listen(address: &XdpAddress) -> Result<XdpDevice, DeviceError> {
+        let place = Place::find(address)?;
+        let own = place.network.addresses_of(place.link.index);
+        let own = own.unwrap_or_default();
+        if !own.contains(address.at.ip()) && !place.link.loopback {
+            let (name, ip) = (&place.link.name, address.at.ip());
+            let what = format!("listen at {ip} on {name}");
+            let fix = format!(
+                "that is no address of it: `ip address show dev {name}` says which there are, `ip address add {ip}/24 dev {name}` adds one"
+            );
+            return Err(refused(what, fix));
+        }
+        XdpDevice::open(place, address, address.at)
+    }
+
+    /// Opens a device to talk to the host at the address, from an address of the interface's and a port that the kernel chooses.
+    pub fn connect(address: &XdpAddress) -> Result<XdpDevice, DeviceError> {
+        let place = Place::find(address)?;
+        let source = way(&place, address.at)?.source;
+        XdpDevice::open(place, address, SocketAddrV4::new(source, 0))
+    }
+
+    fn open(
+        place: Place,
+        address: &XdpAddress,
+        at: SocketAddrV4,
+    ) -> Result<XdpDevice, DeviceError> {
+        let (reserve, local) = reserve(at)?;
+        let zero_copy = place.network.has_zero_copy(place.link.index);
+        let zero_copy = zero_copy.unwrap_or(false);
+        let mut failed = None;
+        for attempt in attempts(&place.link, zero_copy, &address.options) {
+            match try_open(&place, &attempt, local.port()) {
+                Ok((socket, steering)) => {
+                    let opened = (socket, Some(steering), attempt);
+                    return Ok(XdpDevice::over(place, opened, (reserve, local), failed));
+                }
+                Err(error) if may_fall_back(&error) => {
+                    let tried = format!("{} {}", attempt.mode(), attempt.copy());
+                    failed.get_or_insert(format!("not {tried}: {error}"));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        let why = failed.unwrap_or_default();
+        Err(refused(format!("open {}", place.link.name), why))
+    }
+}
+
+/// One way: the socket first, then what steers packets to it.
+fn try_open(
+    place: &Place,
+    attempt: &Attempt,
+    port: u16,
+) -> Result<(Socket, Steering), DeviceError> {
+    place.is_free()?;
+    let socket = Socket::open(&place.link, place.queue, attempt)?;
+    let fd = socket.xsk.as_fd();
+    let to = (place.queue, port);
+    let steering = Steering::start(place, attempt, to, fd)?;
+    Ok((socket, steering))
+}
+
+/// Whether another way may do what this one could not: it was the driver that refused, or its limits.
+fn may_fall_back(error: &DeviceError) -> bool {
+    let driver = [
+        Errno::OPNOTSUPP,
+        Errno::INVAL,
+        Errno::RANGE,
+        Errno::NOSPC,
+        Errno::PROTONOSUPPORT,
+    ];
+    let driver = driver.map(Errno::raw_os_error);
+    matches!(error, DeviceError::System { errno, .. } if driver.contains(errno))
+}
+
+impl Place {
+    fn find(address: &XdpAddress) -> Result<Place, DeviceError> {
+        let name = &address.interface;
+        let network = Network::open();
+        let network = network.map_err(|errno| fix::no_link(name, errno))?;
+        let link = network
+            .link(name)
+            .map_err(|errno| fix::no_link(name, errno))?;
+        if !link.up {
+            return Err(fix::bind(&link, address.options.queue, Errno::NETDOWN));
+        }
+        let driver = match link.loopback {
+            true => Ok("loopback".into()),
+            false => network.driver(name),
+        };
+        let driver = driver.unwrap_or_else(|_| "unknown".into());
+        // A driver that says nothing has as many as were made.
+        let queues = network.queues(link.index).unwrap_or(0);
+        let queues = if queues == 0 {
+            link.receive_queues
+        } else {
+            queues
+        };
+        let queue = address.options.queue;
+        match queue < queues {
+            true => Ok(Place {
+                network,
+                link,
+                driver,
+                queue,
+                queues,
+            }),
+            false => Err(fix::no_queue(&link, queue, queues)),
+        }
+    }
+}
+
+impl Place {
+    /// Whether no program is attached to the interface.
+    pub(crate) fn is_free(&self) -> Result<(), DeviceError> {
+        let name = &self.link.name;
+        let now = self.network.link_by_index(self.link.index);
+        let now = now.map_err(|errno| fix::no_link(name, errno))?;
+        match now.program {
+            Some(foreign) => Err(fix::foreign(name, Some(foreign.id), Errno::BUSY)),
+            None => Ok(()),
+        }
+    }
+}
+
+/// A kernel socket that has the port: so nobody else gets it, nobody who sends to it is told that it is unreachable, and the kernel can be
+/// asked to find hosts on the link.
+fn reserve(at: SocketAddrV4) -> Result<(UdpSocket, SocketAddrV4), DeviceError> {
+    let failed = |error: std::io::Error| {
+        let errno = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+        let fix = match errno {
+            Errno::ADDRINUSE => format!(
+                "another socket has the port: `ss -lunp sport = :{}` says whose it is",
+                at.port()
+            ),
+            Errno::ADDRNOTAVAIL => {
+                "no interface has that address: `ip address` says which there are".into()
+            }
+            Errno::ACCESS => "ports below 1024 need CAP_NET_BIND_SERVICE; take a higher one".into(),
+            _ => "this is not expected".to_owned(),
+        };
+        system(format!("reserve {at}"), errno, fix)
+    };
+    let socket = UdpSocket::bind(at).map_err(failed)?;
+    socket.set_nonblocking(true).map_err(failed)?;
+    // Nobody reads what comes here past the program; it shall not take memory.
+    let _ = rustix::net::sockopt::set_socket_recv_buffer_size(&socket, 0);
+    match socket.local_addr().map_err(failed)? {
+        SocketAddr::V4(local) => Ok((socket, local)),
+        SocketAddr::V6(_) => Err(system(format!("reserve {at}"), Errno::AFNOSUPPORT, "")),
+    }
+}
+
+/// How the kernel would send to a host over an interface.
+pub(crate) fn way(place: &Place, to: SocketAddrV4) -> Result<Way, DeviceError> {
+    let link = &place.link;
+    let no_route = |why: String| DeviceError::NoRoute { to, why };
+    let (name, ip) = (&link.name, to.ip());
+    // Not asked for this interface alone: then the kernel takes any host to be on the link.
+    let way = place.network.way_to(*ip).map_err(|errno| {
+        no_route(format!(
+            "the kernel has no route (errno {}); `ip route get {ip}` says what it knows, `ip route add {ip} dev {name}` adds one",
+            errno.raw_os_error()
+        ))
+    })?;
+    if way.local && !link.loopback {
+        let why = format!("{ip} is an address of this host; use xdp:lo/{to}");
+        return Err(no_route(why));
+    }
+    if way.interface != link.index {
+        let why = format!("it does not go over {name}: `ip route get {ip}` says over which");
+        return Err(no_route(why));
+    }
+    Ok(way)
+}
