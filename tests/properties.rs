@@ -69,3 +69,13 @@ fn any_message_of_the_opening() {
 fn clients_that_say_anything() {
     run("socket", bodies::socket, 160, 200, 10_000);
 }
+
+#[test]
+fn any_packet_from_another_host() {
+    run("packet", bodies::packet, 500, 3_000, 1_000_000);
+}
+
+#[test]
+fn hosts_that_say_anything_while_they_open() {
+    run("handshake", bodies::handshake, 400, 2_000, 1_000_000);
+}
