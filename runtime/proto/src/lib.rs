@@ -29,5 +29,11 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+extern crate alloc;
+
+mod counters;
+pub mod opening;
 pub mod raw;
 pub mod wire;
+
+pub(crate) use counters::counters;

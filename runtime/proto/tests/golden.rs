@@ -1,7 +1,7 @@
 //! Bytes that must not change: what a version 1 peer built from any other release expects, written out by hand.
 
 use tightbeam_proto::wire::message::{CLOSE_ACK, Cookie, HEADER, Kind, PACKED, Repr, Role, seal};
-use tightbeam_proto::wire::{ENVELOPE, Envelope, UdpSum, checksum, ethernet, packed};
+use tightbeam_proto::wire::{ENVELOPE, Envelope, UdpSum, checksum, control, ethernet, packed};
 
 fn bytes(hex: &str) -> Vec<u8> {
     let digits: Vec<u32> = hex.chars().filter_map(|c| c.to_digit(16)).collect();
@@ -69,6 +69,29 @@ fn each_kind_and_flag_has_its_number() {
         assert_eq!(Role::from_flags(number), Some(role));
         assert_eq!(role as u8, number);
     }
+}
+
+#[test]
+fn what_the_sides_say_of_themselves() {
+    let said = control::Repr {
+        versions: (1, 2),
+        class: control::Class::Reliable,
+        refusal: Some(control::Refusal::Full),
+        max_packet: 1472,
+        max_message: 0x0102_0304,
+        credit: 7,
+        table: 0x1112_1314_1516_1718,
+        cookie: COOKIE,
+        incarnation: [0x21, 0x31],
+        token: *b"0123456789abcdef",
+    };
+    let mut out = [0xff; 72];
+    said.emit(&mut out);
+    let expected = "01 02 01 02 c0050000 04030201 07000000 1817161514131211 0700665544332211
+        2100000000000000 3100000000000000 30313233343536373839616263646566 0000000000000000";
+    assert_eq!(out[..], bytes(expected));
+    let read = control::Packet::new_checked(&out[..]).expect("long enough");
+    assert_eq!(control::Repr::parse(&read), said);
 }
 
 #[test]

@@ -5,7 +5,8 @@ use etherparse::{Ethernet2Header, Ipv4Header, PacketBuilder, SlicedPacket, UdpHe
 use proptest::collection::vec;
 use proptest::prelude::*;
 use tightbeam_proto::wire::{
-    Datagram, ENVELOPE, Envelope, Malformed, UdpSum, checksum, ethernet, ipv4, message, packed, udp,
+    Datagram, ENVELOPE, Envelope, Malformed, UdpSum, checksum, control, ethernet, ipv4, message,
+    packed, udp,
 };
 
 fn address() -> impl Strategy<Value = SocketAddrV4> {
@@ -201,6 +202,20 @@ proptest! {
                 repr.emit(&mut out);
                 message::seal(&mut out);
                 prop_assert_eq!(out, bytes);
+            }
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_said_is_said_again(bytes in vec(any::<u8>(), 0..100)) {
+        match control::Packet::new_checked(&bytes[..]) {
+            Err(_) => prop_assert!(bytes.len() < control::CONTROL),
+            Ok(packet) => {
+                let mut out = [0xaa; control::CONTROL];
+                control::Repr::parse(&packet).emit(&mut out);
+                prop_assert_eq!(&out[..], &bytes[..control::CONTROL]);
             }
         }
     }

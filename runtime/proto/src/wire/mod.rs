@@ -11,6 +11,7 @@
 //! does, when its own caller gives it a buffer that is too short.
 
 pub mod checksum;
+pub mod control;
 mod envelope;
 pub mod ethernet;
 pub mod ipv4;
