@@ -143,6 +143,10 @@ impl Courier for HeapCourier {
         Ok(())
     }
 
+    fn copies(&self) -> bool {
+        true
+    }
+
     fn granted(&self) -> Result<Option<Granted>, PeerFault> {
         Ok(self.takes.borrow_mut().pop_front())
     }
@@ -170,6 +174,7 @@ unsafe impl FrameMemory for HeapLines {
 #[cfg(all(test, not(loom)))]
 mod tests {
     use crate::{Answer, Arrival, Layout, MAX_INLINE, Outgoing, TrySendError, joined};
+    use alloc::vec;
 
     #[test]
     fn a_call_may_be_answered_after_others_came() {
@@ -206,6 +211,24 @@ mod tests {
     }
 
     #[test]
+    fn whether_another_message_follows() {
+        let (near, mut far) = joined(Layout::new(64).unwrap(), [1, 2], 2000, 1 << 20);
+        for count in 1..100 {
+            let sends = 1 + count % 5;
+            for n in 0..sends {
+                near.try_send(Outgoing::message(1), &vec![0; n * 100])
+                    .unwrap();
+            }
+            for n in 0..sends {
+                assert_eq!(far.arrival(), Arrival::Message { handler: 1 });
+                assert_eq!(far.is_followed(), n + 1 < sends);
+                far.consume();
+            }
+            far.finish_drain();
+        }
+    }
+
+    #[test]
     fn what_is_longer_than_the_device_carries_is_refused_at_once() {
         let max = MAX_INLINE + 10;
         let (near, far) = joined(Layout::new(16).unwrap(), [1, 2], max, 1 << 20);
@@ -216,5 +239,51 @@ mod tests {
         assert_eq!(near.try_reply(&[0; MAX_INLINE + 11]), too_large);
         assert!(far.frame(len).is_err() && far.frame(max).is_ok());
         assert_eq!((near.max_message(), near.label(), far.label()), (max, 1, 2));
+    }
+
+    #[test]
+    fn frames_that_others_share_are_copied() {
+        struct Elsewhere;
+        impl crate::MakeFrames for Elsewhere {
+            fn make(
+                &self,
+                bytes: usize,
+            ) -> Result<alloc::boxed::Box<dyn crate::FrameMemory>, crate::FrameError> {
+                let memory = crate::testing::HeapMaker.make(bytes)?;
+                Ok(alloc::boxed::Box::new(Other(memory)))
+            }
+        }
+        /// Memory of a kind that the courier does not know.
+        struct Other(alloc::boxed::Box<dyn crate::FrameMemory>);
+        // SAFETY: 1. to 3. are promises of the memory that it holds. lifetime: it holds it.
+        unsafe impl crate::FrameMemory for Other {
+            fn base(&self) -> core::ptr::NonNull<u8> {
+                self.0.base()
+            }
+            fn bytes(&self) -> usize {
+                self.0.bytes()
+            }
+            fn as_any(&self) -> &dyn core::any::Any {
+                self
+            }
+            fn protect(&self, _: usize, _: usize, _: bool) -> Result<(), crate::FrameError> {
+                Ok(())
+            }
+        }
+        let (near, mut far) = joined(Layout::new(16).unwrap(), [1, 2], 2000, 1 << 20);
+        let pool = crate::Pool::shared(Elsewhere, 1 << 20);
+        for len in [5, 1900] {
+            let mut frame = pool.frame(len).unwrap();
+            frame.fill(3);
+            near.try_publish(Outgoing::message(4), &frame.freeze())
+                .unwrap();
+            assert_eq!(far.arrival(), Arrival::Message { handler: 4 });
+            assert_eq!(far.incoming().0.bytes(), vec![3; len]);
+            far.consume();
+        }
+        assert_eq!((pool.audit().lent, near.lent()), (0, 1));
+        let own = crate::Pool::new(Elsewhere, 1 << 20).frame(5).unwrap();
+        let foreign = Err(crate::FrameError::Foreign.into());
+        assert_eq!(near.try_lend(Outgoing::message(4), &[own]), foreign);
     }
 }

@@ -117,6 +117,11 @@ impl Port {
         self.label
     }
 
+    /// The same port with another number.
+    pub fn labelled(self, label: u64) -> Port {
+        Port { label, ..self }
+    }
+
     /// The shape of my segment.
     pub fn layout(&self) -> Layout {
         self.layout

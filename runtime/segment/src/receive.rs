@@ -354,6 +354,16 @@ impl Port {
         Ok(Arrival::Reply { call, answer })
     }
 
+    /// Whether another message stands behind the one that is being handled. Changes nothing.
+    pub fn is_followed(&self) -> bool {
+        let (header, tag) = (self.header.get(), self.rx.tag.get() as u8);
+        let (slot, tag) = match header.restart() {
+            true => (0, next_tag(tag)),
+            false => (self.rx.index.get() + header.slots(), tag),
+        };
+        slot < self.rx.starts && Descriptor(self.peer.line(RING_LINE + slot).load(0)).tag() == tag
+    }
+
     /// Whether the sender of the message being handled wants a reply.
     #[inline(always)]
     pub fn handling_wants_reply(&self) -> bool {

@@ -148,10 +148,29 @@ impl Port {
             }
         }
         // To clear a list of all that are possible takes 80 ns.
-        match parts {
+        let lent = match parts {
             1 => self.lend_listed::<1>(out, frames),
             _ => self.lend_listed::<MAX_PARTS>(out, frames),
+        };
+        match lent {
+            Err(TrySendError::Frame(FrameError::Foreign)) => self.send_copied(out, frames),
+            other => other,
         }
+    }
+
+    /// What others share is copied where the other side of the rings is a device.
+    #[cold]
+    fn send_copied(&self, out: Outgoing, frames: &[Frame]) -> Result<(), TrySendError> {
+        let copies = |has: &Equipment| has.courier.copies();
+        let shared = frames.iter().all(|frame| frame.pool().is_shared());
+        if !shared || !self.frames.equipment.as_ref().is_some_and(copies) {
+            return Err(FrameError::Foreign.into());
+        }
+        let bytes: Vec<u8> = frames
+            .iter()
+            .flat_map(|frame| frame.iter().copied())
+            .collect();
+        self.try_send(out, &bytes)
     }
 
     /// Sends at most `MOST` frames.

@@ -96,6 +96,11 @@ pub trait Courier {
     fn grant(&self, memory: &dyn FrameMemory, number: u16, stride: usize)
     -> Result<(), FrameError>;
 
+    /// Whether it carries memory of this process only: then frames of other memory are copied.
+    fn copies(&self) -> bool {
+        false
+    }
+
     /// Takes the memory that the peer has passed first of what was not taken yet, if any.
     fn granted(&self) -> Result<Option<Granted>, PeerFault>;
 }
