@@ -9,13 +9,16 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("runtime/segment", &[]),
     ("runtime/sys", &["tightbeam-segment"]),
     ("runtime/proto", &[]),
-    ("runtime/endpoint", &["tightbeam-segment", "tightbeam-sys"]),
+    (
+        "runtime/endpoint",
+        &["tightbeam-proto", "tightbeam-segment", "tightbeam-sys"],
+    ),
     ("hw/udp", &["tightbeam-segment", "tightbeam-sys"]),
     (
         "hw/xdp",
         &["tightbeam-segment", "tightbeam-sys", "tightbeam-proto"],
     ),
-    (".", &["tightbeam-endpoint"]),
+    (".", &["tightbeam-endpoint", "tightbeam-udp"]),
     ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
 ];
 

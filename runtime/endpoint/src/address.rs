@@ -21,6 +21,7 @@ impl Address {
         if scheme != "shm" {
             return Err(AddressError::UnknownScheme {
                 scheme: scheme.into(),
+                known: "shm:PATH".into(),
             });
         }
         if rest.is_empty() {

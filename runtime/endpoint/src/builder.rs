@@ -2,11 +2,13 @@
 
 use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
 use crate::neighbours::Neighbours;
+use crate::net::Hosts;
 use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
 use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
+use std::net::SocketAddrV4;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -50,6 +52,7 @@ pub struct Builder<S, D> {
     depth: usize,
     memory: MemoryOptions,
     admit: Policy,
+    hosts: Hosts,
     channels: usize,
     within: Duration,
     deadline: Duration,
@@ -67,6 +70,7 @@ impl<D> Builder<(), D> {
             depth: DEFAULT_DEPTH,
             memory: MemoryOptions::default(),
             admit: Arc::new(move |peer: &Credentials| peer.uid == me),
+            hosts: Arc::new(|_| true),
             channels: DEFAULT_MAX_CHANNELS,
             within: DEFAULT_OPEN_WITHIN,
             deadline: DEFAULT_DEADLINE,
@@ -86,6 +90,7 @@ impl<S, D> Builder<S, D> {
             depth: self.depth,
             memory: self.memory,
             admit: self.admit,
+            hosts: self.hosts,
             channels: self.channels,
             within: self.within,
             deadline: self.deadline,
@@ -123,6 +128,18 @@ impl<S, D> Builder<S, D> {
     /// The function runs on the control thread, as soon as somebody connects, and decides by what the kernel says of the peer.
     pub fn admit(mut self, policy: impl Fn(&Credentials) -> bool + Send + Sync + 'static) -> Self {
         self.admit = Arc::new(policy);
+        self
+    }
+
+    /// Which other hosts may have a channel over a device; by default all that can reach it, so choose the address to listen at with care.
+    ///
+    /// The address is what a host's packets say, and that packets to it arrive there. Who can read the packets of others on their
+    /// way can pose as one of them.
+    pub fn admit_hosts(
+        mut self,
+        policy: impl Fn(SocketAddrV4) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        self.hosts = Arc::new(policy);
         self
     }
 
@@ -205,10 +222,16 @@ impl<S, D> Builder<S, D> {
                 memory: self.memory,
                 gate: Gate::new(self.admit, self.channels),
                 within: self.within,
+                hosts: self.hosts,
+                frame_limit: self.frame_limit,
             },
             frame_limit: self.frame_limit,
             shared: Pool::shared(FrameMaker, self.frame_limit),
             graves: Vec::new(),
+            lines: Vec::new(),
+            listens: false,
+            shared_turns: false,
+            news: Vec::new(),
             wait: self.wait,
             spin_budget: SpinBudget::new(),
             neighbours: Neighbours::default(),

@@ -117,6 +117,11 @@ impl<S, D> Endpoint<S, D> {
     fn await_reply(&mut self, id: ChannelId, waiting: &mut Waiting) -> Result<Answer, CallError> {
         loop {
             let spins = self.spins();
+            // With devices there is more to look at than one ring.
+            let (ring, all) = match self.lines.is_empty() {
+                true => (spins, 0),
+                false => (0, spins),
+            };
             let Some(Some(channel)) = self.channels.get_mut(id.slot()) else {
                 return Err(CallError::Ended);
             };
@@ -125,18 +130,19 @@ impl<S, D> Endpoint<S, D> {
             }
             // A reply that the poll below has found comes first: what is handled after it would overwrite it.
             if channel.answer.is_none() {
-                channel.drain(&self.handlers, &mut self.state, BUDGET, spins);
+                channel.drain(&self.handlers, &mut self.state, BUDGET, ring);
             }
             if let Some(answer) = channel.answer.take() {
                 return Ok(answer);
             }
             // The other channels too; a reply that is found here is taken in the next round.
-            let handled = self.poll(BUDGET) > 0;
+            let handled = self.poll_spinning(BUDGET, all) > 0;
             if !self.wait_unless(waiting, handled) {
                 let Some(channel) = self.channel(id) else {
                     return Err(CallError::Ended);
                 };
-                channel.awaited = None;
+                let call = channel.awaited.take();
+                call.inspect(|call| channel.beside.give_up(*call));
                 // What that poll has found is the answer to this call, and would be taken for one to the next.
                 return channel.answer.take().ok_or(CallError::DeadlineExceeded);
             }

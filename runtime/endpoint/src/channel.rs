@@ -1,15 +1,14 @@
 //! One channel of an endpoint: a port, who is on the other side, and how it stands.
 
-use crate::connection::Connection;
+use crate::beside::Beside;
 use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
 use crate::rounds::PATIENCE;
 use crate::send::wake_if_asleep;
 use std::cell::Cell;
 use std::mem;
-use std::os::fd::OwnedFd;
+use std::net::SocketAddrV4;
 use std::rc::Rc;
-use std::sync::Arc;
 use tightbeam_segment::{
     Answer, Arrival, Counter, Outgoing, PeerFault, Port, Received, TrySendError,
 };
@@ -43,6 +42,9 @@ pub struct PeerIdentity {
     pub uid: u32,
     /// Effective group id.
     pub gid: u32,
+    /// Of a peer on another host its address, as its packets say: an allegation that whoever is on the way can make. It has no process
+    /// id (0) and no user (`u32::MAX`) that anybody would vouch for.
+    pub host: Option<SocketAddrV4>,
 }
 
 impl PeerIdentity {
@@ -51,6 +53,17 @@ impl PeerIdentity {
             pid: credentials.pid,
             uid: credentials.uid,
             gid: credentials.gid,
+            host: None,
+        }
+    }
+
+    /// Somebody on another host.
+    pub(crate) fn at(host: SocketAddrV4) -> Self {
+        PeerIdentity {
+            pid: 0,
+            uid: u32::MAX,
+            gid: u32::MAX,
+            host: Some(host),
         }
     }
 }
@@ -78,10 +91,7 @@ pub(crate) enum Armed {
 pub(crate) struct Channel {
     pub(crate) id: ChannelId,
     pub(crate) port: Port,
-    /// What is beside the rings.
-    pub(crate) connection: Rc<Connection>,
-    /// Tells when the peer's process ends.
-    pub(crate) pidfd: Arc<OwnedFd>,
+    pub(crate) beside: Beside,
     pub(crate) armed: Armed,
     /// The endpoint itself watches the connection.
     pub(crate) watched: bool,
@@ -133,8 +143,7 @@ impl Channel {
     pub(crate) fn new(
         id: ChannelId,
         port: Port,
-        connection: Rc<Connection>,
-        pidfd: Arc<OwnedFd>,
+        beside: Beside,
         all_armed: Rc<Cell<bool>>,
         peer: PeerIdentity,
         memory: MemoryReport,
@@ -142,8 +151,7 @@ impl Channel {
         Channel {
             id,
             port,
-            connection,
-            pidfd,
+            beside,
             armed: Armed::No,
             watched: false,
             wants_room: Cell::new(false),
@@ -175,7 +183,11 @@ impl Channel {
     /// What follows a call that was sent: spins for its reply.
     #[inline(always)]
     pub(crate) fn await_briefly(&mut self, call: u16, spins: u32) -> Called {
-        wake_if_asleep(self);
+        // Who sleeps does not answer within so short a time; a device never does.
+        let spins = match wake_if_asleep(self) {
+            true => 0,
+            false => spins,
+        };
         self.settle();
         self.awaited = Some(call);
         if !self.port.reply_within(call, spins) {

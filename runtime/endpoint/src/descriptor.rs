@@ -17,6 +17,8 @@ use tightbeam_sys::wake;
 
 /// Names the control thread's bell among the channels, which begin with 1.
 const BELL: u64 = 0;
+/// Names the first device; channels have smaller names.
+const LINES: u64 = 1 << 63;
 /// Wake-ups of one channel that are taken at a time.
 const WAKES: usize = 16;
 
@@ -55,16 +57,20 @@ impl<S, D> Drop for Sleeper<'_, S, D> {
 impl Channel {
     /// Says that we sleep, where that is not said yet; whether there may be something that nobody will wake us for.
     fn arm(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
+        let Some(connection) = self.beside.connection() else {
+            // What comes over a device is announced by the device's own descriptor.
+            return Ok(self.wants_room.get());
+        };
         if !self.watched {
-            let watched = watcher.add(self.connection.as_fd(), self.id.0);
+            let watched = watcher.add(connection.as_fd(), self.id.0);
             watched.map_err(|errno| ArmError {
                 call: "watch a connection",
                 errno,
             })?;
             self.watched = true;
         }
-        self.connection.expect_wakes();
-        if self.connection.was_woken() && self.armed == Armed::Yes {
+        connection.expect_wakes();
+        if connection.was_woken() && self.armed == Armed::Yes {
             self.armed = Armed::Fresh;
         }
         if self.armed == Armed::No {
@@ -104,8 +110,11 @@ impl Channel {
 
     /// Takes the wake-ups that have come over the connection, and keeps what else has come.
     fn take_wakes(&mut self) {
+        let Some(connection) = self.beside.connection() else {
+            return;
+        };
         for _ in 0..WAKES {
-            match self.connection.read() {
+            match connection.read() {
                 Ok(true) => {}
                 Ok(false) => return,
                 Err(fault) => return self.note_ending(Ending::Faulted(fault)),
@@ -184,11 +193,18 @@ impl<S, D> Endpoint<S, D> {
                 Rc::clone(self.watcher.insert(Rc::new(watcher)))
             }
         };
+        for (line, token) in self.lines.iter().zip(LINES..) {
+            line.watch(&watcher, token).map_err(|errno| ArmError {
+                call: "watch a device",
+                errno,
+            })?;
+        }
         Ok(watcher)
     }
 
     /// Says on all channels that we sleep; `false` if there is something to be looked at first.
     fn arm_channels(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
+        self.lines.iter().for_each(|line| line.flush());
         if self.all_armed.get() {
             return Ok(!self.mailbox.rang());
         }
@@ -230,6 +246,8 @@ impl<S, D> Endpoint<S, D> {
             for ready in &found {
                 match ready.token {
                     BELL => self.mailbox.silence(),
+                    // The next poll looks at it.
+                    LINES.. => {}
                     _ => self.take_wake(watcher, ready),
                 }
             }
@@ -248,9 +266,11 @@ impl<S, D> Endpoint<S, D> {
         if ready.readable {
             channel.take_wakes();
         }
-        if ready.hung_up {
+        if ready.hung_up
+            && let Some(descriptor) = channel.beside.descriptor()
+        {
             // The control thread will say what that means.
-            watcher.remove(channel.connection.as_fd());
+            watcher.remove(descriptor);
         }
         // Whatever woke us is looked for in the ring before the next sleep.
         channel.disarm();
@@ -261,8 +281,11 @@ impl<S, D> Endpoint<S, D> {
 
     /// A channel is over.
     pub(crate) fn forget_connection(&self, channel: &Channel) {
-        if let (Some(watcher), true) = (&self.watcher, channel.watched) {
-            watcher.remove(channel.connection.as_fd());
+        let descriptor = channel.beside.descriptor();
+        if let (Some(watcher), Some(descriptor), true) =
+            (&self.watcher, descriptor, channel.watched)
+        {
+            watcher.remove(descriptor);
         }
     }
 

@@ -4,6 +4,7 @@
 //! [`Endpoint`](crate::Endpoint) as `D`.
 
 use crate::OpenError;
+use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use tightbeam_segment::Device;
 
@@ -21,15 +22,23 @@ pub enum Purpose {
     Connect,
 }
 
+/// What an address says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    /// The host and port that it names.
+    pub host: SocketAddrV4,
+    /// Names the device. An endpoint that has a device of this name uses it, and opens no other; with `None` each is another one.
+    pub device: Option<String>,
+}
+
 /// Opens devices by their addresses.
 pub trait Devices {
-    /// The schemes that [`open`](Self::open) knows, for who mistypes one.
-    const SCHEMES: &'static [&'static str];
+    /// How the addresses look that [`location`](Self::location) can read, for who mistypes one.
+    const FORMS: &'static [&'static str];
 
-    /// Opens a device of a scheme, which stands before the colon of an address; the rest is behind it. `None` if the scheme is unknown.
-    fn open(
-        scheme: &str,
-        rest: &str,
-        purpose: Purpose,
-    ) -> Option<Result<Box<dyn Carrier>, OpenError>>;
+    /// Reads an address, scheme and all. `None` if it has no scheme, or one that is unknown here.
+    fn location(address: &str) -> Option<Result<Location, OpenError>>;
+
+    /// Opens the device of an address that [`location`](Self::location) has read.
+    fn open(address: &str, purpose: Purpose) -> Result<Box<dyn Carrier>, OpenError>;
 }

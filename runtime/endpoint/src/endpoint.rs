@@ -1,9 +1,11 @@
 //! The endpoint: channels, a handler table, the state that handlers work on.
 
+use crate::beside::Beside;
 use crate::channel::{Channel, ChannelId, PeerIdentity};
 use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::graves::Grave;
 use crate::neighbours::Neighbours;
+use crate::net::{self, Line, News};
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
@@ -13,7 +15,7 @@ use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Duration;
-use tightbeam_segment::{Audit, Counters, Pool};
+use tightbeam_segment::{Audit, Counters, DeviceStatus, Pool};
 use tightbeam_sys::control::Watcher;
 use tightbeam_sys::memory::MemoryReport;
 
@@ -56,6 +58,13 @@ pub struct Endpoint<S, D> {
     /// Frames for any channel.
     pub(crate) shared: Rc<Pool>,
     pub(crate) graves: Vec<Grave>,
+    pub(crate) lines: Vec<Rc<Line>>,
+    /// Some line lets others open channels.
+    pub(crate) listens: bool,
+    /// There are lines, and peers that are processes, too.
+    pub(crate) shared_turns: bool,
+    /// Kept to be filled again.
+    pub(crate) news: Vec<News>,
     pub(crate) wait: Wait,
     pub(crate) spin_budget: SpinBudget,
     pub(crate) neighbours: Neighbours,
@@ -98,6 +107,9 @@ impl<S: Default, D: Devices> Endpoint<S, D> {
 impl<S, D: Devices> Endpoint<S, D> {
     /// Opens another channel, to who listens at `address`.
     pub fn open(&mut self, address: &str) -> Result<ChannelId, OpenError> {
+        if let Some(location) = net::location::<D>(address)? {
+            return self.open_device(address, &location);
+        }
         let Address::Shm(path) = Address::parse(address)?;
         let opened = control::connect(&path, &self.options)?;
         self.adopt(opened).ok_or(OpenError::HungUp)
@@ -105,6 +117,9 @@ impl<S, D: Devices> Endpoint<S, D> {
 
     /// Listens at another address too.
     pub fn accept_at(&mut self, address: &str) -> Result<(), OpenError> {
+        if let Some(location) = net::location::<D>(address)? {
+            return self.accept_at_device(address, &location);
+        }
         let Address::Shm(path) = Address::parse(address)?;
         let (listener, socket) = control::bind(&path, self.listeners.len() as u64)?;
         let (id, door) = (listener.id, self.mailbox.door());
@@ -165,7 +180,16 @@ impl<S, D> Endpoint<S, D> {
         self.look_up(channel).map(|found| found.peer)
     }
 
-    /// What kind of memory a channel's own segment got.
+    /// How the device of a channel stands: what it is and how it does it, what it and the channel have counted, each loss by its cause.
+    /// `None` if the peer is a process of this host, or there is no such channel. Makes system calls.
+    pub fn device_status(&self, channel: ChannelId) -> Option<DeviceStatus> {
+        match &self.look_up(channel)?.beside {
+            Beside::Device { line, slot } => Some(line.status(*slot)),
+            Beside::Process { .. } => None,
+        }
+    }
+
+    /// What kind of memory a channel's own segment got; nothing of one over a device.
     pub fn memory(&self, channel: ChannelId) -> Option<MemoryReport> {
         self.look_up(channel).map(|found| found.memory)
     }
@@ -203,6 +227,8 @@ impl<S, D> Endpoint<S, D> {
         self.live = self.channels.iter().flatten().count();
         self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
         self.rounds.follow(&self.channels);
+        let mut channels = self.channels.iter().flatten();
+        self.shared_turns = channels.any(|channel| channel.beside.connection().is_some());
         self.all_armed.set(false);
         self.disarm();
     }
@@ -226,8 +252,13 @@ impl<S, D> Endpoint<S, D> {
 
 fn hang_up(channel: &Channel, controller: &Controller, mailbox: &Mailbox) {
     channel.port.close();
-    wake_if_asleep(channel);
-    controller.unwatch(channel.id.0, mailbox.door());
+    match &channel.beside {
+        Beside::Process { .. } => {
+            wake_if_asleep(channel);
+            controller.unwatch(channel.id.0, mailbox.door());
+        }
+        Beside::Device { line, slot } => line.close(*slot),
+    }
 }
 
 impl<S, D> Drop for Endpoint<S, D> {

@@ -1,8 +1,9 @@
 //! What can go wrong: one small enum a verb, each value saying what to do next.
 
+use std::net::SocketAddrV4;
 use std::path::PathBuf;
 use std::time::Duration;
-use tightbeam_segment::{FrameError, LayoutError, Mismatch, PeerFault};
+use tightbeam_segment::{DeviceError, FrameError, LayoutError, Mismatch, PeerFault};
 use tightbeam_sys::Errno;
 use tightbeam_sys::memory::{MemoryError, PeerMemoryError};
 
@@ -16,11 +17,21 @@ pub enum AddressError {
         /// What was given.
         text: String,
     },
-    /// Something else than `shm`.
-    #[error("unknown scheme `{scheme}`: this release has shm:PATH")]
+    /// No scheme that this build knows.
+    #[error("unknown scheme `{scheme}`: write {known}")]
     UnknownScheme {
         /// What was given.
         scheme: String,
+        /// What is known.
+        known: String,
+    },
+    /// Behind the scheme of a device stands something that it cannot read.
+    #[error("`{text}` is no address: {why}")]
+    Malformed {
+        /// What was given.
+        text: String,
+        /// What is wrong with it, and how one looks.
+        why: String,
     },
     /// Nothing behind the colon.
     #[error("the address has no path: write shm:PATH, for example shm:/tmp/echo.sock")]
@@ -129,6 +140,30 @@ pub enum OpenError {
     /// The other side broke the rules of the opening.
     #[error("the other side broke the rules of the opening: {0}")]
     Opening(&'static str),
+    /// The device cannot be opened, or has no way to the other host.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+    /// The listener's host gives no channel, and says why.
+    #[error("{host} gives no channel: {why}")]
+    Refused {
+        /// The listener's address.
+        host: SocketAddrV4,
+        /// Why, as it says.
+        why: String,
+    },
+    /// The device has 65,536 channels already.
+    #[error("the device has as many channels as it can name, 65,536; close some")]
+    TooManyChannels,
+    /// Packets to the other host are shorter than a channel needs.
+    #[error(
+        "packets of {max_packet} bytes are too short for a channel, which needs {needed}; raise the MTU of the interfaces on the way"
+    )]
+    PacketsTooShort {
+        /// What a packet carries at most, in bytes.
+        max_packet: usize,
+        /// What it has to.
+        needed: usize,
+    },
     /// Our segment could not be made.
     #[error(transparent)]
     Memory(#[from] MemoryError),

@@ -5,6 +5,7 @@
 //! the peer gives them back, in the free ring that it still has, or its process ends: only that recycles its memory (D6).
 
 use crate::Endpoint;
+use crate::beside::Beside;
 use crate::channel::Channel;
 use crate::control::Seat;
 use std::os::fd::{AsFd, OwnedFd};
@@ -24,8 +25,11 @@ impl<S, D> Endpoint<S, D> {
     /// Keeps what is needed of a channel that is over.
     pub(crate) fn bury(&mut self, ended: Channel) {
         let Channel {
-            port, pidfd, seat, ..
+            port, beside, seat, ..
         } = ended;
+        let Beside::Process { pidfd, .. } = beside else {
+            return;
+        };
         port.collect();
         if port.has_lent_shared() {
             self.graves.push(Grave {

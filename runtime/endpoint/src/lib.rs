@@ -13,6 +13,7 @@
 #![deny(missing_docs)]
 
 mod address;
+mod beside;
 mod builder;
 mod call;
 mod channel;
@@ -27,6 +28,7 @@ mod frames;
 mod graves;
 mod handler;
 mod neighbours;
+mod net;
 mod path;
 mod poll;
 #[cfg(feature = "tokio")]
@@ -44,7 +46,7 @@ pub use builder::{
 pub use channel::{ChannelId, PeerIdentity};
 pub use control::{Openings, Stopper};
 pub use descriptor::{ArmError, Sleeper};
-pub use devices::{Carrier, Devices, Purpose};
+pub use devices::{Carrier, Devices, Location, Purpose};
 pub use endpoint::Endpoint;
 pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
@@ -56,9 +58,10 @@ pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
 
 pub use tightbeam_segment::{
-    Audit, Batch, Counter, Counters, Finding, Frame, FrameError, Frozen, HEADROOM, LayoutError,
-    MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MIN_DEPTH,
-    Mismatch, PAYLOAD_BYTES, PeerFault, Place, PoolAudit, Received, Ring, Teller, Trust,
+    Audit, Batch, Capabilities, Counter, Counters, Device, DeviceError, DeviceStatus, Finding,
+    Frame, FrameError, Frozen, HEADROOM, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_GRANTED,
+    MAX_INLINE, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MIN_DEPTH, Mismatch, PAYLOAD_BYTES, PeerFault,
+    Place, PoolAudit, Received, Ring, Teller, Trust,
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;

@@ -1,9 +1,11 @@
 //! Polling: a bounded look at every channel, and the loop around it.
 
-use crate::channel::{Channel, ChannelId, Ending};
+use crate::beside::Beside;
+use crate::channel::{Channel, ChannelId, Ending, PeerIdentity};
 use crate::connection::{Carrier, Connection};
 use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
+use crate::net::{Line, Opened};
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
 use std::rc::Rc;
@@ -11,6 +13,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::{Ended, PeerFault, Pool};
 use tightbeam_sys::frames::FrameMaker;
+use tightbeam_sys::memory::MemoryReport;
 
 impl<S, D> Endpoint<S, D> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
@@ -31,6 +34,9 @@ impl<S, D> Endpoint<S, D> {
         if self.mailbox.rang() {
             self.attend();
         }
+        if !self.lines.is_empty() {
+            return self.poll_with_lines(budget, spins);
+        }
         let handled = match self.live {
             0 | 1 => self.poll_only(budget, spins),
             _ => self.poll_many(budget, spins),
@@ -42,7 +48,7 @@ impl<S, D> Endpoint<S, D> {
     }
 
     #[inline(always)]
-    fn poll_only(&mut self, budget: usize, spins: u32) -> usize {
+    pub(crate) fn poll_only(&mut self, budget: usize, spins: u32) -> usize {
         match self.channels.get_mut(self.first) {
             Some(Some(channel)) => {
                 let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
@@ -74,7 +80,7 @@ impl<S, D> Endpoint<S, D> {
     /// channel has ended. Waits between polls as the builder's [`wait`](crate::Builder::wait) says.
     pub fn run(&mut self) -> Result<(), RunError> {
         const BUDGET: usize = 256;
-        if self.live == 0 && self.listeners.is_empty() && self.unique == 0 {
+        if self.live == 0 && !self.is_listening() && self.unique == 0 {
             return Err(RunError::NothingToDo);
         }
         let mut waiting = Waiting::new(Duration::MAX);
@@ -89,11 +95,16 @@ impl<S, D> Endpoint<S, D> {
                 waiting = Waiting::new(Duration::MAX);
                 continue;
             }
-            if self.live == 0 && self.listeners.is_empty() && !self.mailbox.rang() {
+            if self.live == 0 && !self.is_listening() && !self.mailbox.rang() {
                 return Ok(());
             }
             self.wait_once(&mut waiting);
         }
+    }
+
+    /// Whether somebody may open a channel to this endpoint.
+    fn is_listening(&self) -> bool {
+        self.listens || !self.listeners.is_empty()
     }
 
     /// The next event, oldest first. Events are noticed by [`poll`](Self::poll) and what polls inside, and kept until taken;
@@ -108,7 +119,7 @@ impl<S, D> Endpoint<S, D> {
     }
 
     /// Keeps an event. Peers that come and go must not fill the memory of who never asks for events.
-    fn note(&mut self, event: Event) {
+    pub(crate) fn note(&mut self, event: Event) {
         if self.events.len() >= MAX_EVENTS {
             self.events.pop_front();
             self.lost_events += 1;
@@ -156,7 +167,7 @@ impl<S, D> Endpoint<S, D> {
         }
     }
 
-    fn note_ending(&mut self, label: u64, ending: Ending) {
+    pub(crate) fn note_ending(&mut self, label: u64, ending: Ending) {
         if let Some(channel) = self.channel(ChannelId(label)) {
             channel.note_ending(ending);
             self.ending = true;
@@ -166,12 +177,7 @@ impl<S, D> Endpoint<S, D> {
 
     /// Makes a channel of what was opened and has the control thread watch it.
     pub(crate) fn adopt(&mut self, opened: crate::control::Opened) -> Option<ChannelId> {
-        let slot = match self.channels.iter().position(Option::is_none) {
-            Some(free) => free,
-            None => self.channels.len(),
-        };
-        self.unique += 1;
-        let id = ChannelId::new(slot, self.unique);
+        let id = self.next_id();
         let (peer, memory) = (opened.peer, opened.memory);
         let mut joined = opened.join(id.0);
         let (socket, pidfd) = (Arc::new(joined.socket), Arc::new(joined.pidfd));
@@ -179,23 +185,13 @@ impl<S, D> Endpoint<S, D> {
         let connection = Rc::new(Connection::new(Arc::clone(&socket), Rc::clone(&all_armed)));
         let pool = Pool::new(FrameMaker, self.frame_limit);
         joined.port.equip(pool, Carrier(Rc::clone(&connection)));
-        let port = joined.port;
-        let mut channel = Channel::new(
-            id,
-            port,
+        let beside = Beside::Process {
             connection,
-            Arc::clone(&pidfd),
-            all_armed,
-            peer,
-            memory,
-        );
+            pidfd: Arc::clone(&pidfd),
+        };
+        let mut channel = Channel::new(id, joined.port, beside, all_armed, peer, memory);
         channel.seat = joined.seat;
-        let channel = Box::new(channel);
-        match self.channels.get_mut(slot) {
-            Some(free) => *free = Some(channel),
-            None => self.channels.push(Some(channel)),
-        }
-        self.count_channels();
+        self.seat(channel);
         self.controller.watch(Watch {
             label: id.0,
             socket,
@@ -206,9 +202,46 @@ impl<S, D> Endpoint<S, D> {
         Some(id)
     }
 
+    /// Makes a channel of what was opened over a line.
+    pub(crate) fn adopt_device(
+        &mut self,
+        line: &Rc<Line>,
+        opened: Opened,
+    ) -> (ChannelId, PeerIdentity) {
+        let (id, slot, peer) = (self.next_id(), opened.slot, PeerIdentity::at(opened.host));
+        line.name_channel(slot, id.0);
+        let beside = Beside::Device {
+            line: Rc::clone(line),
+            slot,
+        };
+        let (port, all_armed) = (opened.port.labelled(id.0), Rc::clone(&self.all_armed));
+        let mut channel = Channel::new(id, port, beside, all_armed, peer, MemoryReport::default());
+        channel.seat = opened.seat;
+        self.seat(channel);
+        (id, peer)
+    }
+
+    /// Names the next channel, by the first place that is free.
+    fn next_id(&mut self) -> ChannelId {
+        let free = self.channels.iter().position(Option::is_none);
+        self.unique += 1;
+        ChannelId::new(free.unwrap_or(self.channels.len()), self.unique)
+    }
+
+    /// Gives a channel its place.
+    fn seat(&mut self, channel: Channel) {
+        let slot = channel.id.slot();
+        let channel = Some(Box::new(channel));
+        match self.channels.get_mut(slot) {
+            Some(free) => *free = channel,
+            None => self.channels.push(channel),
+        }
+        self.count_channels();
+    }
+
     /// Takes out channels that have ended and are drained.
     #[cold]
-    fn reap(&mut self) {
+    pub(crate) fn reap(&mut self) {
         self.ending = false;
         for slot in 0..self.channels.len() {
             let Some(channel) = &mut self.channels[slot] else {
@@ -231,7 +264,10 @@ impl<S, D> Endpoint<S, D> {
         };
         self.forget_connection(&ended);
         self.count_channels();
-        self.controller.unwatch(ended.id.0, self.mailbox.door());
+        match &ended.beside {
+            Beside::Process { .. } => self.controller.unwatch(ended.id.0, self.mailbox.door()),
+            Beside::Device { line, slot } => line.forget(*slot),
+        }
         let (channel, counters, pid) = (ended.id, ended.port.counters().clone(), ended.peer.pid);
         if !matches!(end, End::Dead) {
             self.bury(*ended);

@@ -250,7 +250,9 @@ impl<S, D> Drop for Calling<'_, S, D> {
     fn drop(&mut self) {
         if let Some(channel) = self.endpoint.channel(self.channel) {
             // A reply that comes later is dropped and counted.
-            (channel.awaited, channel.answer) = (None, None);
+            let call = channel.awaited.take();
+            call.inspect(|call| channel.beside.give_up(*call));
+            channel.answer = None;
         }
     }
 }

@@ -7,12 +7,14 @@ use std::time::Duration;
 use tightbeam_segment::{Batch, Counter, FrameError, Outgoing, Port, TrySendError};
 use tightbeam_sys::wake;
 
-/// Wakes the peer if it says that it sleeps; costs one load of a shared line while it does not (D7).
+/// Wakes the peer if it says that it sleeps, which is returned; costs one load of a shared line while it does not (D7).
 #[inline(always)]
-pub(crate) fn wake_if_asleep(channel: &Channel) {
-    if channel.port.peer_asleep() {
+pub(crate) fn wake_if_asleep(channel: &Channel) -> bool {
+    let asleep = channel.port.peer_asleep();
+    if asleep {
         wake_peer(channel);
     }
+    asleep
 }
 
 #[cold]
@@ -22,7 +24,7 @@ fn wake_peer(channel: &Channel) {
         return wake_by_word(&channel.port);
     }
     channel.port.count(Counter::Wakes);
-    channel.connection.wake();
+    channel.beside.wake();
 }
 
 #[cold]

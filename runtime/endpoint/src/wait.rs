@@ -159,7 +159,7 @@ impl<S, D> Endpoint<S, D> {
     #[cold]
     fn park(&mut self, bound: Duration, room: Option<ChannelId>) {
         let bound = bound.min(BOUND);
-        if self.live > FEW {
+        if self.live > FEW || !self.lines.is_empty() {
             self.park_on_descriptor(bound, room);
             return self.spin_budget.punish();
         }

@@ -37,7 +37,7 @@ pub struct Openings {
 
 /// What became of one of them.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Outcome {
+pub(crate) enum Outcome {
     Opened,
     Refused(Refusal),
     BrokenOff,
@@ -101,16 +101,15 @@ impl Gate {
     }
 
     /// A seat for another channel, if there is one left.
-    pub(super) fn seat(self: &Arc<Gate>) -> Option<Seat> {
-        // Only the control thread takes seats, so nobody else can pass the limit between the look and the step.
-        if self.taken.load(Ordering::Relaxed) >= self.most {
-            return None;
-        }
-        self.taken.fetch_add(1, Ordering::Relaxed);
-        Some(Seat(Arc::clone(self)))
+    pub(crate) fn seat(self: &Arc<Gate>) -> Option<Seat> {
+        let one_more = |taken| (taken < self.most).then_some(taken + 1);
+        let taken = self
+            .taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more);
+        taken.ok().map(|_| Seat(Arc::clone(self)))
     }
 
-    pub(super) fn count(&self, outcome: Outcome) {
+    pub(crate) fn count(&self, outcome: Outcome) {
         let counter = match outcome {
             Outcome::Opened => &self.opened,
             Outcome::Refused(why) => &self.refused[why as usize],

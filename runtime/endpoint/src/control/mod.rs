@@ -15,13 +15,15 @@ mod wire;
 pub(crate) use connect::connect;
 pub(crate) use controller::{Controller, Watch};
 pub use gate::Openings;
-pub(crate) use gate::{Gate, Seat};
+pub(crate) use gate::{Gate, Outcome, Seat};
 pub(crate) use listener::{Listener, bind};
 pub use mailbox::Stopper;
 pub(crate) use mailbox::{Mailbox, Notice};
+pub(crate) use wire::Refusal;
 
 use crate::OpenError;
 use crate::channel::PeerIdentity;
+use crate::net::Hosts;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,6 +44,10 @@ pub(crate) struct OpenOptions {
     pub(crate) memory: MemoryOptions,
     pub(crate) gate: Arc<Gate>,
     pub(crate) within: Duration,
+    /// Who on other hosts is admitted.
+    pub(crate) hosts: Hosts,
+    /// Bytes of frames of a channel.
+    pub(crate) frame_limit: usize,
 }
 
 /// My half of a channel that is being opened: formatted, so that the peer can attach as soon as it has the descriptor.

@@ -54,7 +54,7 @@ pub(super) enum Opening {
 
 /// Why a listener refuses a channel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Refusal {
+pub(crate) enum Refusal {
     /// Version, layout, page size or depth: the identities say which.
     Mismatch,
     /// The policy does not admit the client's user.

@@ -1,0 +1,377 @@
+//! A device's side of one channel: what the near port sends goes into packets, what comes in packets goes to the near port.
+
+use super::left::Left;
+use super::line::News;
+use tightbeam_proto::opening::Agreed;
+use tightbeam_proto::raw::{self, Accepted};
+use tightbeam_proto::wire::message::{Cookie, HEADER, Packet};
+use tightbeam_segment::{
+    Answer, Arrival, Asleep, Device, DeviceError, MAX_CALLS, Outgoing, Port, Route, TrySendError,
+};
+
+/// Messages longer than this share a packet with no other: what there was to gain is small beside them.
+const SHARED: usize = 512;
+
+/// A call, by its number on either side of the border.
+#[derive(Debug, Clone, Copy)]
+struct Call {
+    /// As the port numbers it.
+    port: u16,
+    /// As packets do.
+    packet: u32,
+}
+
+/// Calls under way in one direction.
+#[derive(Default)]
+struct Calls([Option<Call>; MAX_CALLS]);
+
+impl Calls {
+    /// A port has no more calls open than there are places.
+    fn note(&mut self, call: Call) {
+        if let Some(free) = self.0.iter_mut().find(|place| place.is_none()) {
+            *free = Some(call);
+        }
+    }
+
+    fn find(&self, is_it: impl Fn(&Call) -> bool) -> Option<Call> {
+        self.0.iter().flatten().copied().find(is_it)
+    }
+
+    fn remove(&mut self, port: u16) {
+        for place in &mut self.0 {
+            if place.is_some_and(|call| call.port == port) {
+                *place = None;
+            }
+        }
+    }
+}
+
+/// What a device's side counts of one channel, beside what [`raw::Counter`] names.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Counts {
+    /// Packets given to the device.
+    pub(super) packets: u64,
+    /// Messages in them.
+    pub(super) messages: u64,
+    /// Messages that came while the endpoint had no room for them: as U-Net does, they are discarded.
+    pub(super) no_room: u64,
+    /// Answers to calls that nobody waits for any more, or that were never made.
+    pub(super) late_answers: u64,
+    /// Messages that had become too long for the path.
+    pub(super) too_long: u64,
+}
+
+/// One channel, as its line has it.
+pub(super) struct Far {
+    /// The endpoint's name for the channel.
+    pub(super) label: u64,
+    pub(super) port: Port,
+    pub(super) route: Route,
+    sender: raw::Sender,
+    receiver: raw::Receiver,
+    /// Calls of this endpoint, and of the other one.
+    asked: Calls,
+    asking: Calls,
+    /// Messages of a batch that are still to be sent.
+    left: Left,
+    /// There may be something to send.
+    pub(super) pending: bool,
+    pub(super) counts: Counts,
+}
+
+impl Far {
+    pub(super) fn new(port: Port, route: Route, agreed: &Agreed) -> Far {
+        // For good: whoever sends tells the line.
+        port.set_asleep(Asleep::Connection);
+        Far {
+            label: 0,
+            port,
+            route,
+            sender: raw::Sender::new(agreed.theirs, agreed.max_packet),
+            receiver: raw::Receiver::new(agreed.ours),
+            asked: Calls::default(),
+            asking: Calls::default(),
+            left: Left::default(),
+            pending: false,
+            counts: Counts::default(),
+        }
+    }
+
+    /// By which the other host names the channel.
+    pub(super) fn ours(&self) -> Cookie {
+        self.receiver.cookie()
+    }
+
+    /// By which we do.
+    pub(super) fn theirs(&self) -> Cookie {
+        self.sender.peer()
+    }
+
+    /// Where the line has it.
+    pub(super) fn slot(&self) -> u16 {
+        self.ours().slot()
+    }
+
+    /// Longer packets than this do not arrive.
+    pub(super) fn narrow(&mut self, max_packet: usize) {
+        self.sender.set_max_packet(max_packet);
+    }
+
+    pub(super) fn arrived(&self) -> &raw::Counters {
+        self.receiver.counters()
+    }
+
+    /// Puts what the endpoint has sent into the device's send ring; an error if not all of it, which then stays in the port's ring.
+    /// Nobody adds to that meanwhile, so there is an end to it.
+    pub(super) fn send(&mut self, device: &mut dyn Device) -> Result<bool, DeviceError> {
+        let mut sent = false;
+        let all = self.send_all(device, &mut sent);
+        if sent {
+            self.port.finish_drain();
+        }
+        self.pending = all.is_err();
+        all.map(|()| sent)
+    }
+
+    fn send_all(&mut self, device: &mut dyn Device, sent: &mut bool) -> Result<(), DeviceError> {
+        loop {
+            while !self.left.is_empty() {
+                self.send_left(device)?;
+                *sent = true;
+            }
+            match self.port.arrival() {
+                Arrival::Message { handler } => self.send_message(handler, device)?,
+                Arrival::Batch => self.take_batch(),
+                Arrival::Reply { call, answer } => self.send_answer(call, answer, device)?,
+                // The near port is ours: a fault would be a mistake of this library, and then nothing is sent any more.
+                Arrival::Empty | Arrival::Fault(_) => return Ok(()),
+            }
+            *sent = true;
+        }
+    }
+
+    fn send_message(&mut self, handler: u16, device: &mut dyn Device) -> Result<(), DeviceError> {
+        let (incoming, port) = self.port.incoming();
+        if incoming.len() <= SHARED && !incoming.wants_reply() && port.is_followed() {
+            return self.send_packed(handler, device);
+        }
+        let (call, number) = (incoming.wants_reply(), port.handling());
+        let outgoing = match call {
+            true => raw::Outgoing::Call,
+            false => raw::Outgoing::Message,
+        };
+        let written = write(
+            &mut self.sender,
+            device,
+            &self.route,
+            outgoing,
+            handler,
+            incoming.bytes(),
+        )?;
+        match written {
+            Some(packet) if call => self.asked.note(Call {
+                port: number,
+                packet,
+            }),
+            Some(_) => {}
+            None => self.counts.too_long += 1,
+        }
+        self.count(written, 1);
+        self.port.consume();
+        Ok(())
+    }
+
+    fn count(&mut self, written: Option<u32>, messages: u64) {
+        if written.is_some() {
+            self.counts.packets += 1;
+            self.counts.messages += messages;
+        }
+    }
+
+    /// As many short messages as there are and fit into a packet: there is a backlog.
+    fn send_packed(
+        &mut self,
+        mut handler: u16,
+        device: &mut dyn Device,
+    ) -> Result<(), DeviceError> {
+        let (port, sender, mut messages) = (&mut self.port, &mut self.sender, 0);
+        let room = HEADER + sender.max_message();
+        device.transmit(&self.route, room, &mut |out| {
+            let mut pack = sender.pack(out);
+            while pack.push(handler, port.incoming().0.bytes()) {
+                port.consume();
+                match port.arrival() {
+                    Arrival::Message { handler: next } => handler = next,
+                    _ => break,
+                }
+                let (incoming, _) = port.incoming();
+                if incoming.wants_reply() || incoming.len() > SHARED {
+                    break;
+                }
+            }
+            messages = u64::from(pack.count());
+            pack.finish().map_or(0, |written| written.len)
+        })?;
+        self.count(Some(0), messages);
+        Ok(())
+    }
+
+    fn take_batch(&mut self) {
+        let left = &mut self.left;
+        self.port
+            .unpack(|handler, incoming, _| left.push(handler, incoming.bytes()));
+        self.port.consume();
+    }
+
+    fn send_left(&mut self, device: &mut dyn Device) -> Result<(), DeviceError> {
+        let (left, sender, mut messages) = (&mut self.left, &mut self.sender, 0);
+        let room = HEADER + sender.max_message();
+        device.transmit(&self.route, room, &mut |out| {
+            let mut pack = sender.pack(out);
+            while left.give(|handler, bytes| pack.push(handler, bytes)) {}
+            messages = u64::from(pack.count());
+            pack.finish().map_or(0, |written| written.len)
+        })?;
+        self.count(Some(0), messages);
+        Ok(())
+    }
+
+    fn send_answer(
+        &mut self,
+        call: u16,
+        answer: Answer,
+        device: &mut dyn Device,
+    ) -> Result<(), DeviceError> {
+        if let Some(asking) = self.asking.find(|asking| asking.port == call) {
+            let outgoing = raw::Outgoing::Answer {
+                call: asking.packet,
+                answer: to_wire(answer),
+            };
+            let bytes = self.port.incoming().0.bytes();
+            let (sender, route) = (&mut self.sender, &self.route);
+            let written = write(sender, device, route, outgoing, 0, bytes)?;
+            if written.is_none() {
+                self.counts.too_long += 1;
+            }
+            self.count(written, 1);
+            self.asking.remove(call);
+        }
+        self.port.consume();
+        Ok(())
+    }
+
+    /// Takes a packet that names this channel.
+    pub(super) fn take(&mut self, packet: Packet<&[u8]>) -> Option<News> {
+        match self.receiver.accept_packet(packet) {
+            Ok(Accepted::Message { handler, bytes }) => self.hand_in(handler, bytes),
+            Ok(Accepted::Packed(messages)) => {
+                for (handler, bytes) in messages {
+                    self.hand_in(handler, bytes);
+                }
+            }
+            Ok(Accepted::Call {
+                handler,
+                call,
+                bytes,
+            }) => self.ask(handler, call, bytes),
+            Ok(Accepted::Answer {
+                call,
+                answer,
+                bytes,
+            }) => self.answer(call, answer, bytes),
+            Ok(Accepted::Close { answers: false }) => return Some(News::Closed(self.slot())),
+            Ok(Accepted::Close { answers: true }) | Err(_) => return None,
+        }
+        Some(News::Arrived(self.slot()))
+    }
+
+    fn hand_in(&mut self, handler: u16, bytes: &[u8]) {
+        let sent = self.port.try_send(Outgoing::message(handler), bytes);
+        self.note_room(sent);
+    }
+
+    fn note_room(&mut self, sent: Result<(), TrySendError>) {
+        if sent.is_err() {
+            self.counts.no_room += 1;
+        }
+    }
+
+    fn ask(&mut self, handler: u16, packet: u32, bytes: &[u8]) {
+        let port = self.port.next_call();
+        let sent = self.port.try_send(Outgoing::call(handler), bytes);
+        if sent.is_ok() {
+            self.asking.note(Call { port, packet });
+        }
+        self.note_room(sent);
+    }
+
+    fn answer(&mut self, packet: u32, answer: raw::Answer, bytes: &[u8]) {
+        let Some(asked) = self.asked.find(|asked| asked.packet == packet) else {
+            self.counts.late_answers += 1;
+            return;
+        };
+        self.asked.remove(asked.port);
+        let sent = self.port.try_answer(asked.port, from_wire(answer), bytes);
+        if sent.is_err() {
+            // No frame for it. The caller is told, or it could never call again.
+            let _ = self.port.try_answer(asked.port, Answer::NoReply, &[]);
+        }
+        self.note_room(sent);
+    }
+
+    /// Nobody waits for the answer to this call any more, and it may be lost: the call is over, for the port too.
+    pub(super) fn give_up(&mut self, call: u16) {
+        if self.asked.find(|asked| asked.port == call).is_some() {
+            self.asked.remove(call);
+            let _ = self.port.try_answer(call, Answer::NoReply, &[]);
+        }
+    }
+
+    /// Says goodbye, or answers one.
+    pub(super) fn say_close(&self, device: &mut dyn Device, answers: bool) {
+        let sender = &self.sender;
+        // One that is lost, for whatever reason, is as good as one that the network loses.
+        let _ = device.transmit(&self.route, HEADER, &mut |out| sender.close(out, answers));
+    }
+}
+
+/// Puts one message into a packet; its number, or `None` if it is too long for one.
+fn write(
+    sender: &mut raw::Sender,
+    device: &mut dyn Device,
+    route: &Route,
+    outgoing: raw::Outgoing,
+    handler: u16,
+    bytes: &[u8],
+) -> Result<Option<u32>, DeviceError> {
+    if bytes.len() > sender.max_message() {
+        return Ok(None);
+    }
+    let mut number = None;
+    device.transmit(route, HEADER + bytes.len(), &mut |out| match sender
+        .write(out, outgoing, handler, bytes)
+    {
+        Ok(written) => {
+            number = Some(written.seq);
+            written.len
+        }
+        Err(_) => 0,
+    })?;
+    Ok(number)
+}
+
+fn to_wire(answer: Answer) -> raw::Answer {
+    match answer {
+        Answer::Reply => raw::Answer::Reply,
+        Answer::NoHandler => raw::Answer::NoHandler,
+        Answer::NoReply => raw::Answer::NoReply,
+    }
+}
+
+fn from_wire(answer: raw::Answer) -> Answer {
+    match answer {
+        raw::Answer::Reply => Answer::Reply,
+        raw::Answer::NoHandler => Answer::NoHandler,
+        raw::Answer::NoReply => Answer::NoReply,
+    }
+}

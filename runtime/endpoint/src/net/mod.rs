@@ -1,0 +1,24 @@
+//! Channels over devices: to other hosts, through a NIC or a UDP socket.
+//!
+//! ```text
+//!   channel.rs: near port ==== rings in this process ==== far port (far.rs)
+//!                                                            |  raw: headers, CRC, calls by their numbers
+//!                                                         line.rs: one device, all its channels, the opening
+//!                                                            |  packets
+//!                                                         Device: AF_XDP, UDP
+//! ```
+//!
+//! To an endpoint a device is a peer like any other, whose side of the rings happens to be in the same process. It says that it always
+//! sleeps, so what wakes a peer is what tells a line that there is something to send; a channel to a process is never asked whether it
+//! is one.
+
+mod far;
+mod left;
+mod line;
+mod open;
+mod opening;
+mod turn;
+
+pub(crate) use line::{Line, News, Opened};
+pub(crate) use open::location;
+pub(crate) use opening::Hosts;

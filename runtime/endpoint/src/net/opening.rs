@@ -1,0 +1,379 @@
+//! The opening exchange over a line: a desk at which clients ask for channels, and at which this endpoint asks for its own.
+//!
+//! What is said, and when, `tightbeam_proto::opening` knows; here it is given packets, time and random numbers, and channels are made.
+
+use super::far::Far;
+use super::line::{Inner, Line, News, Opened};
+use crate::OpenError;
+use crate::control::{Gate, OpenOptions, Outcome, Refusal as Turned};
+use std::collections::VecDeque;
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tightbeam_proto::opening::{
+    self, Agreed, Client, Heard, Offer, Progress, Refusal, Server, Turn, Unknown, Wish,
+};
+use tightbeam_proto::wire::message::{Cookie, Kind, Packet};
+use tightbeam_segment::{DeviceError, Route, joined};
+use tightbeam_sys::control::wait_readable;
+use tightbeam_sys::memory::random_words;
+
+/// Answers that wait to be sent; what there are more of is lost, and asked for again.
+const ANSWERS: usize = 64;
+/// Answers a second to packets that name no channel, and how many at once.
+const UNKNOWNS: u32 = 100;
+const UNKNOWNS_AT_ONCE: u32 = 10;
+/// Tokens are made with another key after so many nanoseconds.
+const KEY_LIFE: u64 = 120_000_000_000;
+/// While a client waits for an answer it looks whether packets have come at least so often.
+const LOOK: Duration = Duration::from_millis(5);
+
+/// Decides by its address, as its packets say, whether another host may have a channel.
+pub(crate) type Hosts = Arc<dyn Fn(SocketAddrV4) -> bool + Send + Sync>;
+
+/// Gives channels to clients.
+struct Doorman {
+    server: Server,
+    gate: Arc<Gate>,
+    options: OpenOptions,
+    key_since: u64,
+}
+
+/// Asks for a channel of our own.
+struct Asking {
+    client: Client,
+    host: SocketAddrV4,
+    slot: u16,
+    progress: Progress,
+}
+
+pub(crate) struct Desk {
+    since: Instant,
+    doorman: Option<Doorman>,
+    asking: Option<Asking>,
+    unknown: Unknown,
+    answers: VecDeque<(Route, Vec<u8>)>,
+    /// As long as the longest packet.
+    buffer: Vec<u8>,
+}
+
+impl Desk {
+    /// For packets of so many bytes at most.
+    pub(super) fn new(max_packet: usize) -> Desk {
+        Desk {
+            since: Instant::now(),
+            doorman: None,
+            asking: None,
+            unknown: Unknown::new(UNKNOWNS, UNKNOWNS_AT_ONCE),
+            answers: VecDeque::new(),
+            buffer: vec![0; max_packet.min(opening::LONGEST)],
+        }
+    }
+
+    fn now(&self) -> u64 {
+        self.since.elapsed().as_nanos() as u64
+    }
+
+    /// From now on who asks gets a channel, if he is admitted and there is room.
+    pub(super) fn open_to_all(&mut self, options: &OpenOptions) -> Result<(), OpenError> {
+        self.doorman = Some(Doorman {
+            server: Server::new(Offer::raw(self.buffer.len()), random()?),
+            gate: Arc::clone(&options.gate),
+            options: options.clone(),
+            key_since: self.now(),
+        });
+        Ok(())
+    }
+
+    /// Takes a packet that is for no channel.
+    #[cold]
+    pub(super) fn take(
+        &mut self,
+        from: Route,
+        packet: Packet<&[u8]>,
+        bytes: &[u8],
+        fars: &mut Vec<Option<Box<Far>>>,
+        news: &mut Vec<News>,
+    ) {
+        let now = self.now();
+        match packet.kind() {
+            Kind::Hello => self.hear(now, from, bytes, fars, news),
+            Kind::Retry | Kind::HelloAck => {
+                if let Some(asking) = &mut self.asking
+                    && asking.host == from.to
+                    && asking.progress == Progress::Nothing
+                {
+                    asking.progress = asking.client.handle(now, bytes);
+                }
+            }
+            Kind::Unknown => {
+                let Some(cookie) = opening::unknown_cookie(&packet) else {
+                    return;
+                };
+                let is_it = |far: &&Far| far.theirs() == cookie && far.route.to == from.to;
+                let known = fars.iter().flatten().map(|far| &**far);
+                news.extend(known.filter(is_it).map(|far| News::Unknown(far.slot())));
+            }
+            _ => {
+                let len = self.unknown.answer(now, &packet, &mut self.buffer);
+                self.say(from, len);
+            }
+        }
+    }
+
+    /// Has so many bytes of the buffer sent.
+    fn say(&mut self, to: Route, len: Option<usize>) {
+        if let Some(len) = len
+            && self.answers.len() < ANSWERS
+        {
+            self.answers.push_back((to, self.buffer[..len].to_vec()));
+        }
+    }
+
+    fn hear(
+        &mut self,
+        now: u64,
+        from: Route,
+        bytes: &[u8],
+        fars: &mut Vec<Option<Box<Far>>>,
+        news: &mut Vec<News>,
+    ) {
+        let Some(doorman) = &mut self.doorman else {
+            return;
+        };
+        doorman.change_key(now);
+        let len = match doorman.server.handle(now, from.to, bytes, &mut self.buffer) {
+            Heard::Ignored(_) => return,
+            Heard::Answer(len) => len,
+            Heard::Again {
+                len,
+                ours,
+                max_packet,
+            } => {
+                let mut known = fars.iter_mut().flatten();
+                if let Some(far) = known.find(|far| far.ours() == ours) {
+                    far.narrow(max_packet);
+                }
+                len
+            }
+            Heard::Wish(wish) => {
+                let taken = self.asking.as_ref().map(|asking| asking.slot);
+                let slot = free_slot(fars, taken);
+                match doorman.admit(&wish, slot, from, &mut self.buffer) {
+                    Ok((len, far, opened)) => {
+                        seat(fars, far);
+                        news.push(News::Opened(Box::new(opened)));
+                        len
+                    }
+                    Err(why) => doorman.server.refuse(&wish, why, &mut self.buffer),
+                }
+            }
+        };
+        self.say(from, Some(len));
+    }
+
+    /// A channel has ended.
+    pub(super) fn parted(&mut self, far: &Far) {
+        if let Some(doorman) = &mut self.doorman {
+            doorman.server.closed(far.ours());
+        }
+    }
+}
+
+impl Doorman {
+    fn change_key(&mut self, now: u64) {
+        if now.saturating_sub(self.key_since) > KEY_LIFE
+            && let Ok(key) = random()
+        {
+            self.server.change_key(key);
+            self.key_since = now;
+        }
+    }
+
+    /// Gives a channel, or says why not.
+    fn admit(
+        &mut self,
+        wish: &Wish,
+        slot: Option<u16>,
+        from: Route,
+        out: &mut [u8],
+    ) -> Result<(usize, Far, Opened), Refusal> {
+        let turn_away = |gate: &Gate, why: Turned, said: Refusal| {
+            gate.count(Outcome::Refused(why));
+            said
+        };
+        if !(self.options.hosts)(wish.from) {
+            return Err(turn_away(
+                &self.gate,
+                Turned::NotAdmitted,
+                Refusal::NotAdmitted,
+            ));
+        }
+        if wish.class() != opening::Class::Raw {
+            return Err(turn_away(&self.gate, Turned::Mismatch, Refusal::Class));
+        }
+        let full = |gate: &Gate| turn_away(gate, Turned::Full, Refusal::Full);
+        let seat = self.gate.seat().ok_or_else(|| full(&self.gate))?;
+        let slot = slot.ok_or_else(|| full(&self.gate))?;
+        let exhausted = |_| turn_away(&self.gate, Turned::Exhausted, Refusal::Full);
+        let [secret, _] = random().map_err(exhausted)?;
+        let incarnation = random().map_err(exhausted)?;
+        let ours = Cookie::new(slot, secret);
+        let (len, agreed) = self.server.accept(wish, ours, incarnation, out);
+        self.gate.count(Outcome::Opened);
+        let (far, mut opened) = build(&agreed, slot, from, &self.options);
+        opened.seat = Some(seat);
+        Ok((len, far, opened))
+    }
+}
+
+impl Inner {
+    /// Sends what the desk has to say.
+    pub(super) fn answer_desk(&mut self) {
+        while let Some((to, bytes)) = self.desk.answers.front() {
+            match say(&mut *self.device, to, bytes) {
+                // Later.
+                Err(DeviceError::Full) => return,
+                // Lost; who asked asks again.
+                Ok(()) | Err(_) => self.unkicked = true,
+            }
+            self.desk.answers.pop_front();
+        }
+    }
+}
+
+/// Opens a channel to who listens at `host`, within `options.within`.
+pub(super) fn connect(
+    line: &Line,
+    address: &str,
+    host: SocketAddrV4,
+    options: &OpenOptions,
+) -> Result<Opened, OpenError> {
+    let route = line.inner().device.route(host)?;
+    let slot = free_slot(&line.inner().fars, None);
+    line.inner().desk.ask(host, options, slot)?;
+    let agreed = ask(line, address, &route, options);
+    let mut inner = line.inner();
+    let asking = inner.desk.asking.take();
+    let slot = asking.map_or(0, |asking| asking.slot);
+    let (far, opened) = build(&agreed?, slot, route, options);
+    seat(&mut inner.fars, far);
+    Ok(opened)
+}
+
+impl Desk {
+    fn ask(
+        &mut self,
+        host: SocketAddrV4,
+        options: &OpenOptions,
+        slot: Option<u16>,
+    ) -> Result<(), OpenError> {
+        let slot = slot.ok_or(OpenError::TooManyChannels)?;
+        let [secret, _] = random()?;
+        let patience = u64::try_from(options.within.as_nanos()).unwrap_or(u64::MAX);
+        let offer = Offer::raw(self.buffer.len());
+        let (cookie, now) = (Cookie::new(slot, secret), self.now());
+        self.asking = Some(Asking {
+            client: Client::new(offer, cookie, random()?, patience, now),
+            host,
+            slot,
+            progress: Progress::Nothing,
+        });
+        Ok(())
+    }
+}
+
+/// Asks until there is an answer, or patience ends.
+fn ask(
+    line: &Line,
+    address: &str,
+    route: &Route,
+    options: &OpenOptions,
+) -> Result<Agreed, OpenError> {
+    let timed_out = || OpenError::TimedOut {
+        path: address.into(),
+        after: options.within,
+    };
+    loop {
+        let mut inner = line.inner();
+        let now = inner.desk.now();
+        let Inner { device, desk, .. } = &mut *inner;
+        let asking = desk.asking.as_mut().ok_or_else(timed_out)?;
+        let wait = match asking.client.turn(now, &mut desk.buffer) {
+            Turn::Send(len) => {
+                // What cannot be sent now is sent again later.
+                let _ = say(&mut **device, route, &desk.buffer[..len]);
+                let _ = device.kick();
+                Duration::ZERO
+            }
+            Turn::Wait(until) => Duration::from_nanos(until.saturating_sub(now)).min(LOOK),
+            Turn::GiveUp => return Err(timed_out()),
+        };
+        wait_readable(device.as_fd(), wait);
+        inner.receive();
+        inner.kick();
+        let asking = inner.desk.asking.as_mut().ok_or_else(timed_out)?;
+        match std::mem::replace(&mut asking.progress, Progress::Nothing) {
+            Progress::Nothing | Progress::Again => {}
+            Progress::Opened(agreed) => return Ok(agreed),
+            Progress::Refused { why, versions } => {
+                let (lowest, highest) = versions;
+                return Err(OpenError::Refused {
+                    host: route.to,
+                    why: match why {
+                        Refusal::Version => {
+                            format!("{why}: it speaks {lowest} to {highest}, we speak 1")
+                        }
+                        other => other.to_string(),
+                    },
+                });
+            }
+        }
+    }
+}
+
+fn say(device: &mut dyn crate::Carrier, to: &Route, bytes: &[u8]) -> Result<(), DeviceError> {
+    device.transmit(to, bytes.len(), &mut |out| {
+        out[..bytes.len()].copy_from_slice(bytes);
+        bytes.len()
+    })
+}
+
+/// Both sides of a channel's rings.
+fn build(agreed: &Agreed, slot: u16, route: Route, options: &OpenOptions) -> (Far, Opened) {
+    let most = agreed.max_message;
+    let (near, far) = joined(options.layout, [0, 0], most, options.frame_limit);
+    let far = Far::new(far, route, agreed);
+    let opened = Opened {
+        port: near,
+        slot,
+        host: route.to,
+        seat: None,
+    };
+    (far, opened)
+}
+
+/// A slot that no channel has, and nobody asks for.
+pub(super) fn free_slot(fars: &[Option<Box<Far>>], taken: Option<u16>) -> Option<u16> {
+    let free = |slot: &u16| {
+        let far = fars.get(usize::from(*slot));
+        far.is_none_or(Option::is_none) && Some(*slot) != taken
+    };
+    (0..=u16::MAX).find(free)
+}
+
+fn seat(fars: &mut Vec<Option<Box<Far>>>, far: Far) {
+    let slot = usize::from(far.slot());
+    if fars.len() <= slot {
+        fars.resize_with(slot + 1, || None);
+    }
+    fars[slot] = Some(Box::new(far));
+}
+
+fn random() -> Result<[u64; 2], OpenError> {
+    random_words().map_err(|errno| OpenError::System {
+        call: "draw random numbers",
+        errno,
+    })
+}
