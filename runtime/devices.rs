@@ -2,13 +2,14 @@
 
 use tightbeam_endpoint::{AddressError, Carrier, Devices, Location, OpenError, Purpose};
 use tightbeam_udp::{UdpAddress, UdpDevice};
+use tightbeam_xdp::{XdpAddress, XdpDevice};
 
-/// All devices of this crate: `udp`.
+/// All devices of this crate: `udp`, a kernel socket, and `xdp`, a NIC through AF_XDP.
 #[derive(Debug, Clone, Copy)]
 pub struct AllDevices;
 
 impl Devices for AllDevices {
-    const FORMS: &'static [&'static str] = &["udp:IP:PORT"];
+    const FORMS: &'static [&'static str] = &["udp:IP:PORT", "xdp:INTERFACE/IP:PORT"];
 
     fn location(address: &str) -> Option<Result<Location, OpenError>> {
         let (scheme, _) = address.split_once(':')?;
@@ -17,11 +18,24 @@ impl Devices for AllDevices {
                 host: udp.at,
                 device: None,
             })),
+            // A queue of an interface has one socket, over which all channels of an endpoint go.
+            "xdp" => Some(xdp(address).map(|xdp| Location {
+                host: xdp.at,
+                device: Some(format!("{}, queue {}", xdp.interface, xdp.options.queue)),
+            })),
             _ => None,
         }
     }
 
     fn open(address: &str, purpose: Purpose) -> Result<Box<dyn Carrier>, OpenError> {
+        if address.starts_with("xdp:") {
+            let address = xdp(address)?;
+            let device = match purpose {
+                Purpose::Listen => XdpDevice::listen(&address)?,
+                Purpose::Connect => XdpDevice::connect(&address)?,
+            };
+            return Ok(Box::new(device));
+        }
         let UdpAddress { at, options } = udp(address)?;
         let device = match purpose {
             Purpose::Listen => UdpDevice::listen(at, options)?,
@@ -32,6 +46,10 @@ impl Devices for AllDevices {
 }
 
 fn udp(address: &str) -> Result<UdpAddress, OpenError> {
+    address.parse().map_err(|error| malformed(address, error))
+}
+
+fn xdp(address: &str) -> Result<XdpAddress, OpenError> {
     address.parse().map_err(|error| malformed(address, error))
 }
 

@@ -18,7 +18,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         "hw/xdp",
         &["tightbeam-segment", "tightbeam-sys", "tightbeam-proto"],
     ),
-    (".", &["tightbeam-endpoint", "tightbeam-udp"]),
+    (
+        ".",
+        &["tightbeam-endpoint", "tightbeam-udp", "tightbeam-xdp"],
+    ),
     ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
 ];
 

@@ -26,7 +26,7 @@ pub enum AddressError {
         known: String,
     },
     /// Behind the scheme of a device stands something that it cannot read.
-    #[error("`{text}` is no address: {why}")]
+    #[error("{why}")]
     Malformed {
         /// What was given.
         text: String,

@@ -1,0 +1,94 @@
+//! Channels over a NIC through AF_XDP, between two hosts that are network namespaces, and to a host that has a UDP socket only.
+
+#[path = "../hw/xdp/tests/support/netns.rs"]
+mod netns;
+
+use netns::{END, Pair, may};
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use tightbeam::{Endpoint, Event, Handlers, Message, Reply, Wait};
+
+const ECHO: u16 = 1;
+
+fn handlers() -> Handlers<u64> {
+    Handlers::new().on(
+        ECHO,
+        |count: &mut u64, message: Message<'_>, reply: Reply<'_>| {
+            *count += 1;
+            reply.send(message.bytes());
+        },
+    )
+}
+
+/// Listens at one address of the left host, calls from the right one over another.
+fn echo(pair: &Pair, listen: &str, connect: &str, wait: Wait, longest: usize) {
+    let (listening, listens) = channel();
+    std::thread::scope(|scope| {
+        let server = scope.spawn(|| {
+            pair.left.run(|| {
+                let mut server = Endpoint::builder()
+                    .state(0)
+                    .handlers(handlers())
+                    .wait(wait)
+                    .listen(listen)
+                    .expect("an interface of ours");
+                listening.send(()).unwrap();
+                let mut events = Vec::new();
+                while !events
+                    .iter()
+                    .any(|event| !matches!(event, Event::Opened { .. }))
+                {
+                    server.poll_for(64, Duration::from_secs(1));
+                    events.extend(std::iter::from_fn(|| server.next_event()));
+                }
+                *server.state()
+            })
+        });
+        listens.recv().expect("a server");
+        pair.right.run(|| {
+            let mut client = Endpoint::builder()
+                .wait(wait)
+                .connect(connect)
+                .expect("a server");
+            let mut calls = 0;
+            for round in 0..200 {
+                for len in [0, 56, 1080, 1081, longest] {
+                    let payload: Vec<u8> = (0..len).map(|n| (n + round) as u8).collect();
+                    assert!(
+                        client.call(ECHO, &payload).expect("an answer") == payload,
+                        "{len}"
+                    );
+                    calls += 1;
+                }
+            }
+            let channel = client.channels().next().unwrap();
+            let status = client.device_status(channel).unwrap();
+            assert_eq!(status.count("lost"), Some(0), "{status:?}");
+            drop(client);
+            calls
+        });
+        assert_eq!(server.join().unwrap(), 1000);
+    });
+}
+
+#[test]
+fn both_hosts_through_af_xdp_in_each_mode() {
+    let Some(_alone) = may() else { return };
+    let pair = Pair::new("");
+    for mode in ["generic", "native"] {
+        for wait in [Wait::Spin, Wait::Adaptive] {
+            let listen = format!("xdp:{END}/10.77.0.1:7000?mode={mode}");
+            let connect = format!("xdp:{END}/10.77.0.1:7000?mode={mode}");
+            echo(&pair, &listen, &connect, wait, 1440);
+        }
+    }
+}
+
+#[test]
+fn one_side_has_a_socket_only() {
+    let Some(_alone) = may() else { return };
+    let pair = Pair::new("");
+    let (xdp, udp) = (format!("xdp:{END}/10.77.0.1:7001"), "udp:10.77.0.1:7001");
+    echo(&pair, &xdp, udp, Wait::Adaptive, 1440);
+    echo(&pair, udp, &xdp, Wait::Adaptive, 1440);
+}
