@@ -85,7 +85,11 @@ pub struct Received {
 
 /// Receives one message, never blocking.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
-    let first = receive_once(socket, buffer)?;
+    let first = match receive_once(socket, buffer) {
+        // That the peer left something unread is told once, before what it has sent itself.
+        Err(Errno::CONNRESET) => receive_once(socket, buffer)?,
+        first => first?,
+    };
     if first.bytes > 0 {
         return Ok(first);
     }
@@ -389,6 +393,23 @@ mod tests {
         let received = receive(right.as_fd(), &mut [0; 4]).unwrap();
         assert!(received.too_many);
         assert!(received.descriptors.len() <= MAX_DESCRIPTORS);
+    }
+
+    #[test]
+    fn the_last_words_come_though_the_peer_left_some_of_ours_unread() {
+        let (left, right) = pair().unwrap();
+        send(right.as_fd(), b"unread", None).unwrap();
+        for words in [b"good", b"bye!"] {
+            send(left.as_fd(), words, None).unwrap();
+        }
+        drop(left);
+        let mut buffer = [0; 8];
+        for words in [b"good", b"bye!"] {
+            let received = receive(right.as_fd(), &mut buffer).unwrap();
+            assert_eq!(&buffer[..received.bytes], words);
+        }
+        let end = receive(right.as_fd(), &mut buffer).unwrap();
+        assert_eq!(end.bytes, 0);
     }
 
     #[test]
