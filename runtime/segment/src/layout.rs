@@ -36,8 +36,11 @@ pub const MAX_MESSAGE: usize = 64 << 20;
 pub const HEADROOM: usize = 128;
 /// The most frames that one message is made of.
 pub const MAX_PARTS: usize = 32;
-/// The most frames that may be lent over a channel at a time, in each direction.
-pub const MAX_LOANS: usize = if cfg!(loom) { 8 } else { 128 };
+/// Words of the free ring: the most frames that can be lent over a channel at a time, in each direction.
+pub(crate) const RETURNS: usize = if cfg!(loom) { 8 } else { 128 };
+/// The most frames that messages and calls may lend over a channel at a time, in each direction. Answers may lend a few more: who
+/// has not read yet what it was sent is answered all the same.
+pub const MAX_LOANS: usize = RETURNS - MAX_CALLS;
 /// The most pieces of memory with frames that a side may pass to the other.
 pub const MAX_SEGMENTS: usize = 64;
 /// The most bytes of memory with frames that a side may pass to the other.
@@ -59,7 +62,7 @@ pub(crate) const STATE_CLOSED: usize = 1;
 pub(crate) const STATE_WAKE: usize = 2;
 pub(crate) const STATE_CPU: usize = 3;
 pub(crate) const RETURNS_LINE: usize = 8;
-pub(crate) const RING_LINE: usize = RETURNS_LINE + MAX_LOANS / 8;
+pub(crate) const RING_LINE: usize = RETURNS_LINE + RETURNS / 8;
 
 /// While a ring keeps draining it stays within about this many slots, whatever its depth (D2).
 ///
@@ -86,7 +89,7 @@ pub const LAYOUT_HASH: u64 = hash(&[
     STATE_LINE as u64,
     RETURNS_LINE as u64,
     RING_LINE as u64,
-    MAX_LOANS as u64,
+    RETURNS as u64,
     MAX_PARTS as u64,
     HOT_SLOTS as u64,
     WASTE as u64,

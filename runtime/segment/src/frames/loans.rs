@@ -7,7 +7,9 @@ use crate::frames::{
     Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
     PoolAudit, Received, Returns,
 };
-use crate::layout::{MAX_GRANTED, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, SLOT_BYTES};
+use crate::layout::{
+    MAX_GRANTED, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS, SLOT_BYTES,
+};
 use crate::lines::{OwnLines, PeerLine};
 use crate::port::Port;
 use crate::{Counter, PeerFault, TrySendError};
@@ -140,9 +142,11 @@ impl Port {
         if len > max {
             return Err(TrySendError::TooLarge { len, max });
         }
-        if self.frames.lent.borrow().len() + parts > MAX_LOANS {
+        // What is kept for answers is theirs alone.
+        let most = if out.is_answer() { RETURNS } else { MAX_LOANS };
+        if self.lent() + parts > most {
             self.collect();
-            if self.frames.lent.borrow().len() + parts > MAX_LOANS {
+            if self.lent() + parts > most {
                 self.counters.add(Counter::Full);
                 return Err(FrameError::Lent.into());
             }
@@ -291,7 +295,7 @@ impl Port {
     /// Takes back the frames that the peer has done with. One load if there are none.
     pub fn collect(&self) {
         // At most as many as there are words in a lap.
-        for _ in 0..MAX_LOANS {
+        for _ in 0..RETURNS {
             let number = self.frames.collected.get();
             let (line, word) = place(number);
             let found = self.peer.line(line).load(word);

@@ -2,7 +2,7 @@
 
 use crate::copy;
 use crate::frames::Granted;
-use crate::layout::{MAX_LOANS, RETURNS_LINE};
+use crate::layout::{RETURNS, RETURNS_LINE};
 use crate::lines::{LINE_WORDS, OwnLines};
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -19,12 +19,12 @@ pub(crate) struct Returns {
 
 /// The tag of the lap in which the free ring's word of this number is: 1 to 255.
 pub(crate) fn lap_tag(number: u64) -> u64 {
-    number / MAX_LOANS as u64 % 255 + 1
+    number / RETURNS as u64 % 255 + 1
 }
 
 /// Line and word of the free ring's word of this number.
 pub(crate) fn place(number: u64) -> (usize, usize) {
-    let word = (number % MAX_LOANS as u64) as usize;
+    let word = (number % RETURNS as u64) as usize;
     (RETURNS_LINE + word / LINE_WORDS, word % LINE_WORDS)
 }
 
