@@ -9,6 +9,7 @@
 #![cfg(loom)]
 
 mod attach;
+mod frames;
 mod ring;
 mod sleep;
 
