@@ -11,6 +11,7 @@
 //! ```text
 //!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives
 //!   TIGHTBEAM_LONG=1 cargo test --release --test steps       every instruction
+//!   TIGHTBEAM_EVERY=32 ...                                   every 32nd: with the seeds 0 to 31 that is each of them, in parts
 //!   cargo test --test steps                                  fewer points of the long operations
 //!   cargo test --test steps -- send                          the operations whose name contains this
 //!   TIGHTBEAM_SEED=7 cargo test --test steps                 the same points again
@@ -71,10 +72,13 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     std::thread::spawn(watch_for_hangs);
-    let seed = std::env::var("TIGHTBEAM_SEED").ok();
-    let seed = seed.and_then(|seed| seed.parse().ok());
-    let seed = seed.unwrap_or_else(|| u64::from(std::process::id()));
-    let plan = Plan::new(std::env::var_os("TIGHTBEAM_LONG").is_some(), seed);
+    let number = |name| {
+        let given: Option<String> = std::env::var(name).ok();
+        given.and_then(|given| given.parse().ok())
+    };
+    let seed = number("TIGHTBEAM_SEED").unwrap_or_else(|| u64::from(std::process::id()));
+    let long = std::env::var_os("TIGHTBEAM_LONG").is_some();
+    let plan = Plan::new(long, number("TIGHTBEAM_EVERY"), seed);
     println!("steps: {plan}");
     let wanted = std::env::args().skip(1).find(|a| !a.starts_with('-'));
     let wanted = |operation: &Operation| {

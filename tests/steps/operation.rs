@@ -20,6 +20,22 @@ pub(crate) enum Operation {
     Reply,
     Call,
     CallAsleep,
+    SendFrame,
+    /// A frame for which there must be memory first, which the survivor has not got yet either.
+    Grow,
+    /// A frame to the survivor and to the third party.
+    Publish,
+    ReceiveFrame,
+    /// A frame in memory that must be mapped first.
+    ReceiveGrant,
+    /// A frame that all stages of a path have, and the word that it is this one's turn.
+    TakeTurn,
+    /// A call in a frame, which is answered in one.
+    CallFrame,
+    /// To a survivor that sleeps on a descriptor.
+    Wake,
+    /// On a descriptor, until there is a message.
+    Sleep,
     Connect,
     /// What the control thread of a listener does for one that connects.
     Accept,
@@ -32,7 +48,7 @@ pub(crate) enum Operation {
 use Operation::*;
 
 impl Operation {
-    pub(crate) const ALL: [Operation; 16] = [
+    pub(crate) const ALL: [Operation; 25] = [
         Send,
         SendLong,
         SendWrap,
@@ -44,6 +60,15 @@ impl Operation {
         Reply,
         Call,
         CallAsleep,
+        SendFrame,
+        Grow,
+        Publish,
+        ReceiveFrame,
+        ReceiveGrant,
+        TakeTurn,
+        CallFrame,
+        Wake,
+        Sleep,
         Connect,
         Accept,
         Adopt,
@@ -64,6 +89,15 @@ impl Operation {
             Reply => "reply from a handler",
             Call => "call, spinning",
             CallAsleep => "call, sleeping",
+            SendFrame => "frame, sent",
+            Grow => "frame, in new memory",
+            Publish => "frame, published to two",
+            ReceiveFrame => "frame, received",
+            ReceiveGrant => "frame, received and mapped",
+            TakeTurn => "frame, a turn on a path",
+            CallFrame => "frame, call and answer",
+            Wake => "send to a sleeper",
+            Sleep => "sleep on a descriptor",
             Connect => "open by connecting",
             Accept => "accept, control thread",
             Adopt => "accept, polling thread",
@@ -95,10 +129,29 @@ impl Operation {
             Receive => (LAP - 1, &[SHORT]),
             ReceiveLong => (LAP - 1, &[LONG]),
             Credit => (LAP - 1, &[SHORT; 6]),
+            ReceiveFrame | ReceiveGrant => (LAP - 1, &[FRAMED]),
             Reply => (LAP - 1, &[]),
             Close | CloseListener => (0, &[SHORT; 2]),
             _ => (0, &[]),
         }
+    }
+
+    /// Length of the messages that were exchanged before.
+    pub(crate) fn len_before(self) -> usize {
+        match self {
+            SendFrame | Publish | ReceiveFrame | TakeTurn | CallFrame => FRAMED,
+            _ => SHORT,
+        }
+    }
+
+    /// Whether somebody sleeps until the other does something: then the survivor acts when the victim waits.
+    pub(crate) fn sleeps(self) -> bool {
+        matches!(self, CallAsleep | Sleep)
+    }
+
+    /// Whether the victim spins until the survivor has polled.
+    pub(crate) fn spins(self) -> bool {
+        matches!(self, Call | CallFrame)
     }
 
     /// Whether the victim listens and the survivor connects.
@@ -117,6 +170,10 @@ const LAP: u64 = 16;
 
 pub(crate) const SHORT: usize = 56;
 pub(crate) const LONG: usize = MAX_INLINE;
+/// Of a message that goes in a frame.
+pub(crate) const FRAMED: usize = MAX_INLINE + 200;
+/// What is told of a path's frame.
+pub(crate) const TICKET: u64 = 7;
 
 /// Words of the ledger. The victim writes how far it is; messages that it is about to send, and has sent; messages that it
 /// has handled, and how many of them were not what was sent.
@@ -139,13 +196,15 @@ pub(crate) const VERIFIED: u64 = 2;
 pub(crate) const NUMBERED: u16 = 1;
 pub(crate) const ASK: u16 = 2;
 pub(crate) const ECHO: u16 = 3;
+pub(crate) const ON_PATH: u16 = 4;
+pub(crate) const TURN: u16 = 5;
 
 /// What fills the messages: those that are near each other differ in every byte.
-static FILLS: [[u8; MAX_INLINE]; 64] = {
-    let mut fills = [[0; MAX_INLINE]; 64];
+static FILLS: [[u8; FRAMED]; 64] = {
+    let mut fills = [[0; FRAMED]; 64];
     let mut number = 0;
     while number < fills.len() {
-        fills[number] = [number as u8 + 1; MAX_INLINE];
+        fills[number] = [number as u8 + 1; FRAMED];
         number += 1;
     }
     fills

@@ -50,10 +50,15 @@ pub(crate) struct Row {
 const ENOUGH: u64 = 5;
 
 impl Plan {
-    pub(crate) fn new(long: bool, seed: u64) -> Plan {
-        let (kills, stops) = if long { (1, 1) } else { (16, 64) };
+    /// Every instruction, or with `every` so many apart, from one that the seed gives.
+    pub(crate) fn new(long: bool, every: Option<u64>, seed: u64) -> Plan {
+        let (kills, stops) = match (every, long) {
+            (Some(every), _) => (every.max(1), every.max(1)),
+            (None, true) => (1, 1),
+            (None, false) => (16, 64),
+        };
         // Five times as many instructions: what they do is the same.
-        let all = long || cfg!(not(debug_assertions));
+        let all = long || every.is_some() || cfg!(not(debug_assertions));
         let most = if all { u64::MAX } else { 90 };
         Plan {
             kills,
@@ -91,7 +96,7 @@ impl Plan {
             let mut progress = 0;
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let odd = (n / stride + self.seed) % 2 == 1;
-                let polls = operation != Operation::CallAsleep && odd == (fate == Fate::Killed);
+                let polls = !operation.sleeps() && odd == (fate == Fate::Killed);
                 let walked = go_to(operation, (&way, n), fate, polls, &mut survivor);
                 let done = match walked {
                     // How far a listener is that closes depends on its control thread too.
@@ -139,11 +144,7 @@ impl Plan {
 /// The way that victims go, of which one is only stopped at its end.
 fn measure(operation: Operation, survivor: &mut Survivor) -> Checked<Way> {
     // Who sleeps may be late for its answer, and sleep again: most are not.
-    let times = if operation == Operation::CallAsleep {
-        3
-    } else {
-        1
-    };
+    let times = if operation.sleeps() { 3 } else { 1 };
     let mut shortest: Option<Way> = None;
     for _ in 0..times {
         let walked = Round::new(operation, survivor).go_through(None, Fate::Stopped)?;

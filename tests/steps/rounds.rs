@@ -32,6 +32,8 @@ struct Watching<'a> {
     polls: bool,
     /// It polls when the victim, whose directory of `proc` this is, waits for it.
     wakes: Option<&'a Path>,
+    /// And before that it tells the victim something.
+    tells: bool,
     wrong: Checked,
 }
 
@@ -64,6 +66,9 @@ impl Company for Watching<'_> {
 
     fn meanwhile(&mut self) -> bool {
         if self.wakes.is_some_and(walk::asleep) {
+            if std::mem::take(&mut self.tells) && self.wrong.is_ok() {
+                self.wrong = self.survivor.tell(SHORT).map(drop);
+            }
             self.poll();
         }
         false
@@ -119,7 +124,7 @@ impl<'a> Round<'a> {
         Round {
             operation,
             survivor,
-            polls: operation == Operation::Call,
+            polls: operation.spins(),
         }
     }
 
@@ -133,11 +138,15 @@ impl<'a> Round<'a> {
         let mut company = Watching {
             survivor: self.survivor,
             polls: self.polls,
-            wakes: (self.operation == Operation::CallAsleep).then_some(&files),
+            wakes: self.operation.sleeps().then_some(&files),
+            tells: self.operation == Operation::Sleep,
             wrong: Ok(()),
         };
         let way = walk(traced.task, &files, to, &mut company)?;
         company.wrong?;
+        if self.operation == Operation::Wake {
+            self.survivor.wake_up()?;
+        }
         // Nothing moves: what it was at is in its segment.
         self.survivor.audit()?;
         if self.operation == Operation::SendJump && to.is_none() {
@@ -182,7 +191,8 @@ impl<'a> Round<'a> {
         survivor.until("what comes first", |s| s.delivered() == said)?;
         let (told, waiting) = self.operation.told_before();
         for _ in 0..told {
-            check(survivor.tell(SHORT)?, || "no room".into())?;
+            let len = self.operation.len_before();
+            check(survivor.tell(len)?, || "no room".into())?;
         }
         survivor.ledger.wait_for(HANDLED, told);
         if self.operation == Operation::Reply {
@@ -194,6 +204,11 @@ impl<'a> Round<'a> {
                 Ok(false) => None,
                 told => Some(told),
             })?;
+        }
+        match self.operation {
+            Operation::TakeTurn => survivor.tell_along_path()?,
+            Operation::Wake => survivor.fall_asleep()?,
+            _ => {}
         }
         survivor.ledger.write(PREPARED, 1);
         Ok(())

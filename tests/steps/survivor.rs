@@ -2,16 +2,16 @@
 //! may hear of the victim and what must be left of it.
 
 use crate::operation::{
-    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, HANDLED, NUMBERED, PUBLISHED, SHORT, WRONG, is_payload,
-    payload,
+    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, NUMBERED, ON_PATH, PUBLISHED, SHORT,
+    TURN, WRONG, is_payload, payload,
 };
 use crate::support::{Ledger, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tightbeam::{
-    CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError, Reply,
-    SendError,
+    CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError,
+    PoolAudit, Reply, SendError,
 };
 
 /// What is wrong, if anything.
@@ -125,6 +125,12 @@ impl Survivor {
             _scratch: scratch,
         };
         survivor.ask_third_party().expect("it answers");
+        // The memory of shared frames is there, and stays.
+        let frame = survivor.endpoint.shared_frame(FRAMED).expect("a frame");
+        drop(frame);
+        // And so are the descriptors with which it sleeps.
+        let slept = survivor.fall_asleep().and_then(|()| survivor.wake_up());
+        slept.expect("it can be woken");
         // The opening has let go of what it needed itself.
         std::thread::sleep(Duration::from_millis(20));
         survivor.before = Belongings::now();
@@ -245,6 +251,48 @@ impl Survivor {
         }
     }
 
+    /// Sends a frame along the path of the victim and the third party, then tells the victim that it is its turn.
+    pub(crate) fn tell_along_path(&mut self) -> Checked {
+        let victim = self.victim.ok_or("no victim")?;
+        let message = payload(self.told, FRAMED);
+        let frame = self.endpoint.shared_frame(message.len());
+        let mut frame = frame.map_err(|error| format!("a shared frame: {error}"))?;
+        frame.copy_from_slice(&message);
+        let path = [victim, self.third];
+        let sent = self
+            .endpoint
+            .try_send_along(&path, ON_PATH, &frame.freeze());
+        sent.map_err(|error| format!("along the path: {error}"))?;
+        let turn = payload(self.told + 1, SHORT);
+        let sent = self.endpoint.try_send_to(victim, TURN, &turn);
+        self.told += 2;
+        sent.map_err(|error| format!("its turn: {error}"))
+    }
+
+    /// Says that it sleeps on its descriptor, as long as it is not [woken up](Self::wake_up). It may poll all the same.
+    pub(crate) fn fall_asleep(&mut self) -> Checked {
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match self.endpoint.arm().map_err(|error| error.to_string())? {
+                Some(sleeper) => {
+                    // Its drop would say that it is awake. It keeps nothing but a count of who watches.
+                    std::mem::forget(sleeper);
+                    return Ok(());
+                }
+                None => {}
+            }
+            self.poll()?;
+        }
+        Err("there is always something to do".into())
+    }
+
+    /// Takes the wake-ups, and says that it does not sleep.
+    pub(crate) fn wake_up(&mut self) -> Checked {
+        let sleeper = self.endpoint.arm().map_err(|error| error.to_string())?;
+        drop(sleeper);
+        Ok(())
+    }
+
     /// Calls the victim, and waits for no answer.
     pub(crate) fn ask(&mut self) -> Checked {
         match self.call_victim(Duration::ZERO) {
@@ -274,12 +322,44 @@ impl Survivor {
         answer
     }
 
-    /// While nobody else moves: each slot and credit of the victim's channel is in one place, if there is still that channel.
+    /// While nobody else moves: each slot and credit of the victim's channel is in one place, if there is still that channel;
+    /// and so is each frame.
     pub(crate) fn audit(&self) -> Checked {
-        let victim = self.victim.filter(|_| self.end.is_none());
-        match victim.and_then(|victim| self.endpoint.audit(victim)) {
+        self.audit_frames(self.endpoint.shared_frames())?;
+        let Some(victim) = self.victim.filter(|_| self.end.is_none()) else {
+            return Ok(());
+        };
+        if let Some(frames) = self.endpoint.frames(victim) {
+            self.audit_frames(frames)?;
+        }
+        match self.endpoint.audit(victim) {
             Some(audit) => check(audit.findings.is_empty(), || audit.to_string()),
             None => Ok(()),
+        }
+    }
+
+    /// No frame is in no place or in two, and none is out: the survivor keeps none that it has not sent.
+    fn audit_frames(&self, frames: PoolAudit) -> Checked {
+        let right = frames.astray == 0 && frames.out == 0;
+        check(right && frames.free + frames.lent == frames.frames, || {
+            format!("{frames:?}, {:?}", self.ledger())
+        })
+    }
+
+    /// No shared frame is with anybody any more.
+    fn shared_frames_are_back(&mut self) -> Checked {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // Whoever wants one looks for those that have come back.
+            let one = self.endpoint.shared_frame(1);
+            drop(one.map_err(|error| format!("a shared frame: {error}"))?);
+            let frames = self.endpoint.shared_frames();
+            self.audit_frames(frames)?;
+            if frames.lent == 0 {
+                return Ok(());
+            }
+            check(Instant::now() < deadline, || format!("lost: {frames:?}"))?;
+            self.poll()?;
         }
     }
 
@@ -300,6 +380,7 @@ impl Survivor {
             !survivor.is_open() && survivor.late.is_empty() && Belongings::now() == before
         })
         .map_err(|wrong| format!("{wrong}: {:?}, before {before:?}", Belongings::now()))?;
+        self.shared_frames_are_back()?;
         let ledger = &self.ledger;
         let [attempted, published, handled, wrong] =
             [ATTEMPTED, PUBLISHED, HANDLED, WRONG].map(|word| ledger.read(word));

@@ -2,12 +2,17 @@
 //! amiss and closes.
 
 use crate::operation::{
-    ASK, ATTEMPTED, DELIVERED, DEPTH, DONE, ECHO, HANDLED, LONG, NUMBERED, Operation, PREPARED,
-    PUBLISHED, SHORT, STAGE, TOLD, VERIFIED, WRONG, is_payload, payload,
+    ASK, ATTEMPTED, DELIVERED, DEPTH, DONE, ECHO, FRAMED, HANDLED, LONG, NUMBERED, ON_PATH,
+    Operation, PREPARED, PUBLISHED, SHORT, STAGE, TICKET, TOLD, TURN, VERIFIED, WRONG, is_payload,
+    payload,
 };
 use crate::support::{Ledger, PATIENCE, opened, patiently};
+use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
-use tightbeam::{Batch, Builder, Counter, Endpoint, Handlers, Message, Reply, SendError, Wait};
+use tightbeam::{
+    Batch, Builder, ChannelId, Counter, Endpoint, Frame, Handlers, Message, PoolAudit, Reply,
+    Response, SendError, Wait,
+};
 
 /// How many messages the batch has, and their length.
 const BATCH: u64 = 10;
@@ -15,9 +20,13 @@ const BATCHED: usize = 24;
 
 /// What the victim has said and heard.
 struct Spoken {
+    place: String,
     ledger: Ledger,
     said: u64,
     heard: u64,
+    /// Who else gets what is said, in shared frames.
+    other: Option<ChannelId>,
+    path: tightbeam::Stage<()>,
 }
 
 impl Spoken {
@@ -42,17 +51,39 @@ fn ask(spoken: &mut Spoken, message: Message<'_>, reply: Reply<'_>) {
     reply.send(bytes);
 }
 
+/// Keeps a frame until its turn comes.
+fn on_path(spoken: &mut Spoken, message: Message<'_>, _: Reply<'_>) {
+    let frame = message.frames().expect("it is in a frame");
+    spoken.hear(&frame.to_vec());
+    let early = spoken.path.arrived(TICKET, frame);
+    assert!(early.is_none(), "nobody has said so");
+}
+
+/// Reads the frame whose turn it is, and gives it back.
+fn turn(spoken: &mut Spoken, message: Message<'_>, _: Reply<'_>) {
+    let (frame, ()) = spoken.path.called(TICKET, ()).expect("it has come");
+    if !is_payload(&frame.to_vec(), spoken.heard - 1) {
+        spoken.ledger.write(WRONG, spoken.heard);
+    }
+    spoken.hear(message.bytes());
+}
+
 fn builder(address: &str) -> Builder<Spoken> {
     let spoken = Spoken {
+        place: address.to_owned(),
         ledger: Ledger::of(address),
         said: 0,
         heard: 0,
+        other: None,
+        path: tightbeam::Stage::new(1),
     };
     let handlers: Handlers<Spoken> = Handlers::new()
         .on(NUMBERED, |spoken: &mut Spoken, message, _| {
             spoken.hear(message.bytes());
         })
-        .on(ASK, ask);
+        .on(ASK, ask)
+        .on(ON_PATH, on_path)
+        .on(TURN, turn);
     let builder = Endpoint::builder().state(spoken).handlers(handlers);
     let builder = builder.depth(DEPTH).deadline(PATIENCE);
     builder.open_within(PATIENCE)
@@ -63,21 +94,89 @@ pub(crate) fn own_address(address: &str) -> String {
     format!("{address}.victim")
 }
 
+/// Where the third party listens.
+pub(crate) fn third_address(address: &str) -> String {
+    format!("{address}.third")
+}
+
 /// Stops for the tracer.
 fn mark() {
     // SAFETY: bounds: touches no memory of ours; the signal stops this thread until its tracer has it go on.
     unsafe { libc::raise(libc::SIGSTOP) };
 }
 
-fn say(endpoint: &mut Endpoint<Spoken>, message: &[u8]) {
-    endpoint
-        .state()
-        .ledger
-        .write(ATTEMPTED, endpoint.state().said + 1);
-    assert_eq!(endpoint.try_send(NUMBERED, message), Ok(()));
+/// Writes down that a message goes out, sends it, and writes down that it has gone.
+fn saying<T>(endpoint: &mut Endpoint<Spoken>, send: impl FnOnce(&mut Endpoint<Spoken>) -> T) -> T {
+    let spoken = endpoint.state();
+    spoken.ledger.write(ATTEMPTED, spoken.said + 1);
+    let sent = send(endpoint);
     let spoken = endpoint.state_mut();
     spoken.said += 1;
     spoken.ledger.write(PUBLISHED, spoken.said);
+    sent
+}
+
+fn say(endpoint: &mut Endpoint<Spoken>, message: &[u8]) {
+    match endpoint.state().other {
+        None => saying(endpoint, |e| {
+            assert_eq!(e.try_send(NUMBERED, message), Ok(()));
+        }),
+        Some(other) => publish(endpoint, other, message),
+    }
+}
+
+fn survivor_of(endpoint: &Endpoint<Spoken>) -> ChannelId {
+    endpoint.channels().next().expect("it is open")
+}
+
+/// To the other one first, so that what the survivor has got has gone to both.
+fn publish(endpoint: &mut Endpoint<Spoken>, other: ChannelId, message: &[u8]) {
+    let survivor = survivor_of(endpoint);
+    saying(endpoint, |endpoint| {
+        let mut frame = endpoint.shared_frame(message.len()).expect("a frame");
+        frame.copy_from_slice(message);
+        let frame = frame.freeze();
+        for to in [other, survivor] {
+            assert_eq!(endpoint.try_publish_to(to, NUMBERED, &frame), Ok(()));
+        }
+    });
+}
+
+fn say_frame(endpoint: &mut Endpoint<Spoken>, frame: Frame) {
+    let survivor = survivor_of(endpoint);
+    saying(endpoint, |endpoint| {
+        let sent = endpoint.try_send_frame_to(survivor, NUMBERED, frame);
+        assert!(sent.is_ok(), "{sent:?}");
+    });
+}
+
+fn frame_of(endpoint: &mut Endpoint<Spoken>, message: &[u8]) -> Frame {
+    let mut frame = endpoint.frame(message.len()).expect("a frame");
+    frame.copy_from_slice(message);
+    frame
+}
+
+/// Until a message has come.
+fn sleep(endpoint: &mut Endpoint<Spoken>) {
+    let before = endpoint.state().heard;
+    while endpoint.state().heard == before {
+        if let Some(sleeper) = endpoint.arm().expect("it can be waited for") {
+            let mut news = [PollFd::new(&sleeper, PollFlags::IN)];
+            rustix::event::poll(&mut news, None).expect("somebody wakes it");
+        }
+        endpoint.poll(64);
+    }
+}
+
+/// All frames of this side are back where they belong.
+fn frames_are_back(endpoint: &mut Endpoint<Spoken>) {
+    let channels: Vec<ChannelId> = endpoint.channels().collect();
+    let back = |audit: PoolAudit| audit.free == audit.frames && audit.astray == 0;
+    patiently(|| {
+        endpoint.poll(64);
+        let own = |&channel: &ChannelId| endpoint.frames(channel).is_some_and(back);
+        (channels.iter().all(own) && back(endpoint.shared_frames())).then_some(())
+    });
 }
 
 /// As the process that is stepped.
@@ -122,9 +221,14 @@ pub(crate) fn run(operation: Operation, address: &str) {
 
 /// Exchanges what comes before the operation.
 fn prepare(operation: Operation, endpoint: &mut Endpoint<Spoken>, ledger: &Ledger) {
+    if operation == Operation::Publish {
+        let third = third_address(&endpoint.state().place);
+        let other = patiently(|| endpoint.open(&third).ok());
+        endpoint.state_mut().other = Some(other);
+    }
     let (handled, not_handled) = operation.said_before();
     for number in 0..handled {
-        say(endpoint, &payload(number, SHORT));
+        say(endpoint, &payload(number, operation.len_before()));
     }
     ledger.wait_for(DELIVERED, handled);
     for number in handled..handled + not_handled {
@@ -141,7 +245,11 @@ fn prepare(operation: Operation, endpoint: &mut Endpoint<Spoken>, ledger: &Ledge
 
 fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
     let number = endpoint.state().said;
-    let (short, long) = (payload(number, SHORT), payload(number, LONG));
+    let [short, long, framed] = [SHORT, LONG, FRAMED].map(|len| payload(number, len));
+    let ready = match operation {
+        Operation::SendFrame | Operation::CallFrame => Some(frame_of(&mut endpoint, &framed)),
+        _ => None,
+    };
     let restarts = restarts(&endpoint);
     let mut batch = Batch::new();
     for n in number..number + BATCH {
@@ -156,9 +264,27 @@ fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger
             ledger.write(PUBLISHED, number + BATCH);
             endpoint.state_mut().said += BATCH;
         }
-        Operation::Receive | Operation::ReceiveLong | Operation::Credit | Operation::Reply => {
-            assert!(endpoint.poll(64) > 0);
+        Operation::Receive
+        | Operation::ReceiveLong
+        | Operation::Credit
+        | Operation::Reply
+        | Operation::ReceiveFrame
+        | Operation::ReceiveGrant
+        | Operation::TakeTurn => assert!(endpoint.poll(64) > 0),
+        Operation::SendFrame => say_frame(&mut endpoint, ready.expect("made before")),
+        Operation::Grow => {
+            let frame = frame_of(&mut endpoint, &framed);
+            say_frame(&mut endpoint, frame);
         }
+        Operation::Publish => say(&mut endpoint, &framed),
+        Operation::CallFrame => saying(&mut endpoint, |endpoint| {
+            let frame = ready.expect("made before");
+            match endpoint.call_frame_in_place(ECHO, frame) {
+                Ok(Response::Frames(answer)) => assert!(answer.to_vec() == framed),
+                other => panic!("{other:?}"),
+            }
+        }),
+        Operation::Sleep => sleep(&mut endpoint),
         Operation::Call | Operation::CallAsleep => {
             ledger.write(ATTEMPTED, number + 1);
             assert_eq!(endpoint.call(ECHO, &short), Ok(short.as_slice()));
@@ -179,8 +305,8 @@ fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger
 }
 
 fn restarts(endpoint: &Endpoint<Spoken>) -> u64 {
-    let channel = endpoint.channels().next().expect("it is open");
-    let counters = endpoint.counters(channel).expect("it is open");
+    let counters = endpoint.counters(survivor_of(endpoint));
+    let counters = counters.expect("it is open");
     counters.get(Counter::Restarts)
 }
 
@@ -203,17 +329,26 @@ fn part(mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
         let told = ledger.read(TOLD);
         (told > 0 && endpoint.state().heard == told - 1).then_some(())
     });
+    frames_are_back(&mut endpoint);
     assert!(endpoint.next_event().is_none(), "nothing has ended");
     assert_eq!(ledger.read(WRONG), 0);
     ledger.write(STAGE, VERIFIED);
 }
 
-/// The third party: calls are answered until the survivor is gone.
+/// The third party: calls are answered and frames read until the survivor is gone, which ends it.
 pub(crate) fn echo(address: &str) {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).expect("a signal");
-    let echo: Handlers<()> =
-        Handlers::new().on(ECHO, |_, message, reply| reply.send(message.bytes()));
+    let echo: Handlers<()> = Handlers::new()
+        .on(ECHO, |_, message, reply| reply.send(message.bytes()))
+        .on(NUMBERED, |_, message, _| {
+            assert_eq!(message.bytes().len(), FRAMED);
+        })
+        .on(ON_PATH, |_, message, _| {
+            assert_eq!(message.bytes().len(), FRAMED);
+        });
     let builder = Endpoint::builder().handlers(echo).wait(Wait::Park);
     let mut endpoint = builder.connect(address).expect("it listens");
+    let free = endpoint.accept_at(&third_address(address));
+    free.expect("a free path");
     endpoint.run().expect("it is open");
 }
