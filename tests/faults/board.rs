@@ -145,15 +145,23 @@ fn mixed(sender: u64, number: u64) -> u64 {
     mixed ^ mixed >> 29
 }
 
+/// Room for the longest message: one that goes in a frame.
+pub(crate) type Room = [u8; 6000];
+
+pub(crate) const fn room() -> Room {
+    [0; _]
+}
+
 /// Writes the message with this number into `bytes` and returns it. Of all that is in it the receiver knows each bit.
-pub(crate) fn fill(bytes: &mut [u8; MAX_INLINE], sender: u64, number: u64) -> &[u8] {
+pub(crate) fn fill(bytes: &mut Room, sender: u64, number: u64) -> &[u8] {
     let mixed = mixed(sender, number);
-    // Most are small, as most are; one in 16 may be of any length.
-    let room = match mixed >> 60 {
-        0 => MAX_INLINE - HEAD + 1,
-        _ => 57,
+    // Most are small, as most are; one in 16 may be of any length that fits into the ring, and one goes in a frame.
+    let (least, room) = match mixed >> 60 {
+        0 => (HEAD, MAX_INLINE - HEAD + 1),
+        1 => (MAX_INLINE + 1, bytes.len() - MAX_INLINE),
+        _ => (HEAD, 57),
     };
-    let len = HEAD + (mixed as u32 as usize % room);
+    let len = least + (mixed as u32 as usize % room);
     bytes[..8].copy_from_slice(&sender.to_ne_bytes());
     bytes[8..16].copy_from_slice(&number.to_ne_bytes());
     for (n, chunk) in bytes[HEAD..len].chunks_mut(8).enumerate() {
@@ -167,7 +175,7 @@ pub(crate) fn fill(bytes: &mut [u8; MAX_INLINE], sender: u64, number: u64) -> &[
 pub(crate) fn read(bytes: &[u8]) -> Option<(u64, u64)> {
     let word = |at| Some(u64::from_ne_bytes(*bytes.get(at..)?.first_chunk()?));
     let (sender, number) = (word(0)?, word(8)?);
-    let right = fill(&mut [0; MAX_INLINE], sender, number) == bytes;
+    let right = fill(&mut room(), sender, number) == bytes;
     right.then_some((sender, number))
 }
 
@@ -181,6 +189,14 @@ pub(crate) struct Holding {
 
 pub(crate) fn descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("proc").count()
+}
+
+/// The same without those of memory for frames, which a channel makes when it needs it.
+pub(crate) fn channel_descriptors() -> usize {
+    let all = std::fs::read_dir("/proc/self/fd").expect("proc").flatten();
+    let is_frames = |link: &std::path::Path| link.to_string_lossy().contains("tightbeam-frames");
+    let links = all.map(|entry| std::fs::read_link(entry.path()).unwrap_or_default());
+    links.filter(|link| !is_frames(link)).count()
 }
 
 impl Holding {

@@ -2,22 +2,22 @@
 //! a third party does not notice; nothing is left.
 
 use crate::board::{
-    Board, FIXED, Holding, PLACES, Random, Word, descriptors, fill, long, percentile, place, seed,
+    Board, FIXED, Holding, Random, Word, channel_descriptors, descriptors, fill, long, percentile,
+    room, seed,
 };
+use crate::found::Findings;
+use crate::killer::{Killer, gone_at, killed_at};
 use crate::nursery::Nursery;
 use crate::support::{PATIENCE, Scratch, patiently};
 use crate::traffic::{
-    Books, CALLED, CALLS, END, NUMBERED, SELDOM, answers_to, builder, listens_at, now,
+    Books, CALLED, CALLS, END, EVERYBODY, NUMBERED, SELDOM, SHARED, answers_to, assert_conserved,
+    builder, listens_at, now,
 };
-use rustix::event::{PollFd, PollFlags};
-use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use rustix::process::{Pid, Signal};
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tightbeam::{
-    CallError, ChannelId, Counter, Endpoint, Event, MAX_INLINE, OpenError, SendError, Wait,
-};
+use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, OpenError, SendError, Wait};
 
 /// Children that talk at a time.
 pub(crate) const SLOTS: u64 = 2;
@@ -30,6 +30,11 @@ const ROUND_TIME: Duration = Duration::from_secs(60);
 const EACH_ALONE: u64 = 32;
 /// Descriptors of a channel: its socket, its peer's process, its segment.
 pub(crate) const EACH: usize = 3;
+/// Rounds of talk of which in one everybody gets the same frame; and bytes of that.
+const SHARES: u64 = 16;
+const SHARED_LEN: usize = 6000;
+/// Bytes of memory for them, and for those of each channel.
+const FRAME_LIMIT: usize = 1 << 20;
 /// The third party's number.
 const THIRD: u64 = 0;
 
@@ -45,6 +50,8 @@ struct Life {
     /// Messages of ours to it, and those of them that were calls and answered.
     sent: u64,
     answered: u64,
+    /// Frames that others got too.
+    shared: u64,
     /// The killer has been asked to kill it; if so while nothing else changed, how many descriptors there were.
     doomed: bool,
     before: Option<usize>,
@@ -56,60 +63,6 @@ struct Life {
     told: u64,
     /// Nobody polled while it died, so that what it had sent is found together with its end.
     unseen: bool,
-}
-
-/// Kills at its own moments, so that the survivor may be anywhere; and when it did so.
-struct Killer(mpsc::Sender<(u64, Pid, Duration)>);
-
-static KILLED_AT: [AtomicU64; PLACES as usize] = [const { AtomicU64::new(0) }; PLACES as usize];
-
-static GONE_AT: [AtomicU64; PLACES as usize] = [const { AtomicU64::new(0) }; PLACES as usize];
-
-fn gone_at(number: u64) -> &'static AtomicU64 {
-    &GONE_AT[place(number)]
-}
-
-fn killed_at(number: u64) -> &'static AtomicU64 {
-    &KILLED_AT[place(number)]
-}
-
-impl Killer {
-    fn start() -> Killer {
-        let (orders, taken) = mpsc::channel::<(u64, Pid, Duration)>();
-        std::thread::spawn(move || {
-            for (number, pid, delay) in taken {
-                let process = pidfd_open(pid, PidfdFlags::empty()).expect("it is not reaped");
-                std::thread::sleep(delay);
-                killed_at(number).store(now(), Ordering::Release);
-                kill_process(pid, Signal::KILL).expect("nobody else reaps it");
-                // What the kernel needs for it, for the record.
-                let mut gone = [PollFd::new(&process, PollFlags::IN)];
-                while rustix::event::poll(&mut gone, None).is_err() {}
-                gone_at(number).store(now(), Ordering::Release);
-            }
-        });
-        Killer(orders)
-    }
-
-    fn order(&self, number: u64, pid: Pid, delay: Duration) {
-        self.0.send((number, pid, delay)).expect("it waits");
-    }
-}
-
-/// What was found.
-#[derive(Default)]
-struct Findings {
-    kills: u64,
-    /// Killed before it had a channel.
-    early: u64,
-    messages: u64,
-    answers: u64,
-    third: u64,
-    gone: Vec<u64>,
-    own: Vec<u64>,
-    noticed: Vec<u64>,
-    back: Vec<u64>,
-    again: Vec<u64>,
 }
 
 struct Survivor {
@@ -131,7 +84,11 @@ impl Survivor {
     fn new(listening: bool, crowd: bool, seed: u64, name: &str) -> Survivor {
         let scratch = Scratch::new(name);
         let builder = builder().wait(Wait::Spin).open_within(PATIENCE);
-        let endpoint = builder.listen(&scratch.address()).expect("a free path");
+        let builder = builder.frame_limit(FRAME_LIMIT);
+        let mut endpoint = builder.listen(&scratch.address()).expect("a free path");
+        // All that is made for these is made now, and stays.
+        let all = std::iter::from_fn(|| endpoint.shared_frame(SHARED_LEN).ok());
+        drop(all.collect::<Vec<_>>());
         Survivor {
             endpoint,
             board: Board::of(&scratch.address()),
@@ -164,6 +121,7 @@ impl Survivor {
             channel: None,
             sent: 0,
             answered: 0,
+            shared: 0,
             doomed: false,
             before: None,
             replaced: false,
@@ -196,6 +154,7 @@ impl Survivor {
                         .of_channel(channel)
                         .expect("one that was not told of yet");
                     self.died(number, &counters);
+                    self.audit();
                     let life = self.lives.remove(&number).expect("it lived");
                     self.bury(nursery, number, &life, go_on);
                 }
@@ -232,7 +191,8 @@ impl Survivor {
         assert!(range.contains(&count), "{number}: {count} of {range:?}");
         // Of its messages each eighth was a call, which we have answered.
         let replies = count / CALLS;
-        let sent = life.sent + replies..=life.sent + replies + 1;
+        let sent = life.sent + life.shared + replies;
+        let sent = sent..=sent + 1;
         assert!(
             sent.contains(&counters.get(Counter::Sent)),
             "{number}: {sent:?}"
@@ -250,10 +210,11 @@ impl Survivor {
         if let Some(before) = life.before {
             patiently(|| {
                 self.endpoint.poll(1);
-                (descriptors() <= before - EACH).then_some(())
+                (channel_descriptors() <= before - EACH).then_some(())
             });
             self.found.back.push(now() - at);
         }
+        self.found.lent += life.shared;
         self.found.messages += count + life.sent;
         self.found.answers += life.answered + replies;
     }
@@ -291,10 +252,60 @@ impl Survivor {
         self.found.early += 1;
     }
 
+    /// Each frame of this side is in one place: those for several, and those of each channel.
+    fn audit(&mut self) {
+        assert_conserved(self.endpoint.shared_frames());
+        for channel in self.endpoint.channels() {
+            let frames = self.endpoint.frames(channel).expect("it is open");
+            assert_conserved(frames);
+        }
+        self.found.audits += 1;
+    }
+
+    /// All get the same frame; whoever has no room for it now goes without.
+    fn share(&mut self) {
+        let mut frame = match self.endpoint.shared_frame(SHARED_LEN) {
+            Ok(frame) => frame,
+            // Those who live have not read theirs yet.
+            Err(SendError::Full) => return,
+            Err(error) => panic!("{error}"),
+        };
+        let mut room = room();
+        let payload = fill(&mut room, EVERYBODY, self.turn);
+        frame.set_len(payload.len()).expect("it is as long");
+        frame.copy_from_slice(payload);
+        let frame = frame.freeze();
+        let third = self.third.and_then(|(_, channel)| channel);
+        let mut lent = |channel| match self.endpoint.try_publish_to(channel, SHARED, &frame) {
+            Ok(()) => 1,
+            Err(SendError::Full | SendError::NoChannel) => 0,
+            Err(error) => panic!("{error}"),
+        };
+        self.found.lent += third.map_or(0, &mut lent);
+        for life in self.lives.values_mut() {
+            life.shared += life.channel.map_or(0, &mut lent);
+        }
+        self.found.shared += 1;
+    }
+
+    /// Nobody has a shared frame any more.
+    fn shared_frames_are_back(&mut self) {
+        patiently(|| {
+            self.endpoint.poll(64);
+            // Whoever wants one looks for those that have come back.
+            drop(self.endpoint.shared_frame(1).expect("a frame"));
+            (self.endpoint.shared_frames().lent == 0).then_some(())
+        });
+        self.audit();
+    }
+
     /// Messages to everybody, and now and then a call.
     fn talk(&mut self) {
         self.turn += 1;
-        let mut room = [0; MAX_INLINE];
+        if self.turn.is_multiple_of(SHARES) {
+            self.share();
+        }
+        let mut room = room();
         for (&number, life) in &mut self.lives {
             let Some(channel) = life.channel else {
                 continue;
@@ -369,7 +380,7 @@ impl Survivor {
                 continue;
             }
             life.doomed = true;
-            life.before = alone.then(descriptors);
+            life.before = alone.then(channel_descriptors);
             let delay = if alone {
                 Duration::ZERO
             } else {
@@ -397,7 +408,7 @@ impl Survivor {
         let mut nursery = Nursery::start(&self.scratch);
         let killer = Killer::start();
         self.board.clear(THIRD);
-        let before = descriptors();
+        let before = channel_descriptors();
         let third = nursery.fork(THIRD_PARTY, THIRD);
         self.third = Some((third, None));
         patiently(|| {
@@ -408,7 +419,7 @@ impl Survivor {
         // Those of the opening are closed soon.
         patiently(|| {
             self.endpoint.poll(64);
-            (descriptors() == before + EACH).then_some(())
+            (channel_descriptors() == before + EACH).then_some(())
         });
         if !self.crowd {
             self.board.set(THIRD, Word::Wish, SELDOM);
@@ -456,6 +467,7 @@ impl Survivor {
             self.endpoint.poll(64);
             (self.board.get(THIRD, Word::Answered) > answered + 100).then_some(())
         });
+        self.shared_frames_are_back();
         self.board.set(THIRD, Word::Wish, END);
         let end = crate::support::next_event(&mut self.endpoint);
         assert!(
@@ -481,21 +493,6 @@ impl Survivor {
     }
 }
 
-fn print(name: &str, times: &mut [u64]) {
-    times.sort_unstable();
-    if times.is_empty() {
-        return;
-    }
-    let at = |share| percentile(times, share) as f64 / 1e6;
-    println!(
-        "  {name}: p50 {:.3} ms, p99 {:.3} ms, max {:.3} ms of {}",
-        at(0.5),
-        at(0.99),
-        at(1.0),
-        times.len()
-    );
-}
-
 /// Kills `kills` children that have connected to us, or to whom we have connected: two at a time beside a third party that is
 /// as busy, or, without the crowd, one at a time beside one that is seldom heard.
 pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
@@ -510,24 +507,14 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     let idle = descriptors();
     survivor.round(WARM_UP);
     let before = survivor.holding(idle);
-    // So that what is measured takes no memory in between.
-    for times in [
-        &mut survivor.found.gone,
-        &mut survivor.found.own,
-        &mut survivor.found.noticed,
-        &mut survivor.found.back,
-        &mut survivor.found.again,
-    ] {
-        times.clear();
-        times.resize(kills as usize + 2 * ROUND as usize, 1);
-        times.clear();
-    }
+    survivor
+        .found
+        .make_room(kills as usize + 2 * ROUND as usize);
     let kibibytes = Holding::now().kibibytes;
     let before = Holding {
         kibibytes,
         ..before
     };
-    survivor.found.kills = 0;
     while survivor.found.kills < kills {
         survivor.round((kills - survivor.found.kills).min(ROUND));
     }
@@ -544,16 +531,8 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
             .any(|name| ours(&name))
     );
     let found = &mut survivor.found;
-    let took = start.elapsed();
-    println!(
-        "{name}: {} kills ({} before the channel was open) in {took:.1?}, {} messages and {} answers checked, {} calls of a third party; {before:?}, then {after:?}",
-        found.kills, found.early, found.messages, found.answers, found.third
-    );
-    print("killed to gone, by the kernel", &mut found.gone);
-    print("gone to told, by us", &mut found.own);
-    print("killed to told", &mut found.noticed);
-    print("killed to all given back", &mut found.back);
-    print("killed to the next one's channel", &mut found.again);
+    found.print(name, start.elapsed());
+    println!("  {before:?}, then {after:?}");
     if long() {
         // How soon the kernel ends a process, and runs a thread, is not ours.
         assert!(percentile(&found.own, 0.5) <= 1_000_000, "p50 above 1 ms");

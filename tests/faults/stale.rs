@@ -1,13 +1,13 @@
 //! Stale incarnations: an endpoint that starts again at the same path has nothing to do with who was there before.
 
-use crate::board::{Random, fill, seed};
+use crate::board::{Random, fill, room, seed};
 use crate::support::opening::{
     HELLO, READY, REFUSAL, greet, identity, map_next, opening, receive, send,
 };
 use crate::support::{PATIENCE, Scratch, next_event, patiently};
 use crate::traffic::{Books, NUMBERED, builder};
 use std::os::fd::{AsFd, OwnedFd};
-use tightbeam::{CallError, ChannelId, Endpoint, Event, MAX_INLINE, SendError};
+use tightbeam::{CallError, ChannelId, Endpoint, Event, SendError};
 use tightbeam_segment::{Identity, Incarnation, Layout, OwnLines};
 use tightbeam_sys::memory::{MemoryOptions, OwnMemory};
 
@@ -36,7 +36,7 @@ fn opened(endpoint: &mut Endpoint<Books>) -> ChannelId {
 pub(crate) fn ids(rounds: u64) {
     let scratch = Scratch::new("stale-ids");
     let mut random = Random::new(seed());
-    let mut room = [0; MAX_INLINE];
+    let mut room = room();
     let mut client = builder()
         .listen(&format!("{}.client", scratch.address()))
         .expect("a free path");

@@ -1,13 +1,13 @@
 //! Stopped processes: a consumer that does not look any more costs others nothing, and loses nothing; a writer that was
 //! stopped in the middle, given up and continued reaches nobody.
 
-use crate::board::{Board, Holding, Random, Word, fill, long, percentile, seed};
+use crate::board::{Board, Holding, Random, Word, fill, long, percentile, room, seed};
 use crate::nursery::Nursery;
 use crate::support::{Scratch, opened, patiently};
 use crate::traffic::{Books, ECHO, MUTE, NUMBERED, answers_to, builder, now};
 use rustix::process::{Pid, Signal, kill_process};
 use std::time::{Duration, Instant};
-use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, MAX_INLINE, SendError, Wait};
+use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, SendError, Wait};
 
 /// The roles here; they are numbers on the board too.
 const CONSUMER: u64 = 10;
@@ -123,7 +123,7 @@ impl Hub {
     }
 
     fn send(&mut self) {
-        let mut room = [0; MAX_INLINE];
+        let mut room = room();
         for _ in 0..8 {
             let payload = fill(&mut room, answers_to(CONSUMER), self.sent + 1);
             match self.endpoint.try_send_to(self.consumer, NUMBERED, payload) {
@@ -240,7 +240,7 @@ impl Hub {
 
 /// Sends without a pause over one channel after the other, each until it is told that it was closed.
 fn zombie(board: &Board, address: &str) {
-    let mut room = [0; MAX_INLINE];
+    let mut room = room();
     let mut client = builder()
         .listen(&format!("{address}.zombie"))
         .expect("a free path");

@@ -1,10 +1,10 @@
 //! What the processes of a test say to each other: numbered messages and calls both ways, all of them checked.
 
-use crate::board::{Board, Random, Word, fill, read};
+use crate::board::{Board, Random, Word, fill, read, room};
 use crate::support::PATIENCE;
 use std::time::Duration;
 use tightbeam::{
-    CallError, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, SendError,
+    CallError, ChannelId, Endpoint, Event, Handlers, Message, PoolAudit, Reply, SendError,
 };
 
 /// A numbered message.
@@ -15,6 +15,10 @@ pub(crate) const CALLED: u16 = 2;
 pub(crate) const ECHO: u16 = 3;
 /// A call that nobody answers.
 pub(crate) const MUTE: u16 = 4;
+/// A message in a frame that several get.
+pub(crate) const SHARED: u16 = 5;
+/// The number under which such messages are sent.
+pub(crate) const EVERYBODY: u64 = 1 << 21;
 
 /// One message in so many of a child is a call.
 pub(crate) const CALLS: u64 = 8;
@@ -93,6 +97,18 @@ pub(crate) fn handlers() -> Handlers<Books> {
             reply.send(message.bytes());
         })
         .on(MUTE, |_, _, _| {})
+        .on(SHARED, |books: &mut Books, message: Message<'_>, _| {
+            let frame = message.frames().expect("it comes in a frame");
+            let right = read(&frame.to_vec()).is_some_and(|(sender, _)| sender == EVERYBODY);
+            books.wrong += u64::from(!right);
+        })
+}
+
+/// Each frame is in one place, and nobody has kept one that was not sent.
+pub(crate) fn assert_conserved(frames: PoolAudit) {
+    let PoolAudit { free, lent, .. } = frames;
+    assert_eq!((frames.astray, frames.out), (0, 0), "{frames:?}");
+    assert_eq!(free + lent, frames.frames, "{frames:?}");
 }
 
 pub(crate) fn builder() -> tightbeam::Builder<Books> {
@@ -114,7 +130,7 @@ impl Talker<'_> {
         endpoint: &mut Endpoint<Books>,
         channel: ChannelId,
     ) -> Result<(), SendError> {
-        let mut room = [0; MAX_INLINE];
+        let mut room = room();
         let next = self.sent + 1;
         let payload = fill(&mut room, self.number, next);
         self.board.set(self.number, Word::Attempted, next);
@@ -196,7 +212,7 @@ pub(crate) const SELDOM: u64 = 2;
 pub(crate) fn third_party(board: &Board, number: u64, address: &str) {
     let mut client = crate::support::patiently(|| builder().connect(address).ok());
     let mut random = Random::new(number);
-    let mut room = [0; MAX_INLINE];
+    let mut room = room();
     loop {
         match board.get(number, Word::Wish) {
             END => return,
@@ -207,7 +223,15 @@ pub(crate) fn third_party(board: &Board, number: u64, address: &str) {
         match client.call(ECHO, payload) {
             Ok(answer) if answer == payload => board.add(number, Word::Answered, 1),
             Ok(_) => board.add(number, Word::Wrong, 1),
-            Err(_) => board.add(number, Word::Failed, 1),
+            Err(error) => {
+                eprintln!("third party: {error}, {} bytes", payload.len());
+                board.add(number, Word::Failed, 1);
+            }
+        }
+        // Of frames that others get too.
+        let wrong = std::mem::take(&mut client.state_mut().wrong);
+        if wrong > 0 {
+            board.add(number, Word::Wrong, wrong);
         }
         if client.next_event().is_some() {
             board.add(number, Word::Ends, 1);
