@@ -6,7 +6,8 @@
 //! has a channel that it does not touch.
 //! A lie ends a channel, so it opens the next: `acts.rs` has what it does, `victim.rs` what is watched.
 //!
-//! `cargo test --test scribbler` makes 10^7 mutations, `TIGHTBEAM_LONG=1 cargo test --release --test scribbler` 10^9.
+//! `cargo test --test scribbler` makes 10^7 mutations, `TIGHTBEAM_LONG=1 cargo test --release --test scribbler` 10^9, or as many
+//! as `TIGHTBEAM_MUTATIONS` says: a part of them at a time, each with a seed of its own.
 
 mod acts;
 mod board;
@@ -40,6 +41,8 @@ struct Size {
 }
 
 fn size() -> Size {
+    let part = std::env::var("TIGHTBEAM_MUTATIONS").ok();
+    let part = part.and_then(|number| number.parse().ok());
     match std::env::var_os("TIGHTBEAM_LONG") {
         None => Size {
             mutations: 10_000_000,
@@ -47,7 +50,7 @@ fn size() -> Size {
             long: false,
         },
         Some(_) => Size {
-            mutations: 1_000_000_000,
+            mutations: part.unwrap_or(1_000_000_000),
             batch: Duration::from_millis(200),
             long: true,
         },
