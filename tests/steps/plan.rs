@@ -80,7 +80,7 @@ impl Plan {
             violations: 0,
             took: Duration::ZERO,
         };
-        let mut survivor = Survivor::new();
+        let mut survivor = Survivor::new(operation);
         let way = match measure(operation, &mut survivor) {
             Ok(way) => way,
             Err(wrong) => {
@@ -118,7 +118,7 @@ impl Plan {
                     row.violations += 1;
                     // What is left of this one is not counted against the next.
                     drop(survivor);
-                    survivor = Survivor::new();
+                    survivor = Survivor::new(operation);
                 }
                 match fate {
                     Fate::Killed => row.kills += 1,

@@ -2,8 +2,8 @@
 //! may hear of the victim and what must be left of it.
 
 use crate::operation::{
-    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, NUMBERED, ON_PATH, PUBLISHED, SHORT,
-    TURN, WRONG, is_payload, payload,
+    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, NUMBERED, ON_PATH, Operation,
+    PUBLISHED, SHORT, TURN, WRONG, is_payload, payload,
 };
 use crate::support::{Ledger, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
@@ -64,6 +64,13 @@ impl Belongings {
     }
 }
 
+/// What the descriptors of this process are.
+fn descriptors() -> Vec<String> {
+    let all = std::fs::read_dir("/proc/self/fd").expect("proc").flatten();
+    let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+    links.map(|link| link.display().to_string()).collect()
+}
+
 /// How the victim's channel has ended.
 #[derive(Debug)]
 pub(crate) struct End {
@@ -91,7 +98,8 @@ pub(crate) struct Survivor {
 }
 
 impl Survivor {
-    pub(crate) fn new() -> Survivor {
+    /// For victims that do this.
+    pub(crate) fn new(operation: Operation) -> Survivor {
         // The one before may not have left yet.
         static SURVIVORS: AtomicU64 = AtomicU64::new(0);
         let number = SURVIVORS.fetch_add(1, Ordering::Relaxed);
@@ -128,9 +136,11 @@ impl Survivor {
         // The memory of shared frames is there, and stays.
         let frame = survivor.endpoint.shared_frame(FRAMED).expect("a frame");
         drop(frame);
-        // And so are the descriptors with which it sleeps.
-        let slept = survivor.fall_asleep().and_then(|()| survivor.wake_up());
-        slept.expect("it can be woken");
+        if operation == Operation::Wake {
+            // And so are the descriptors with which it sleeps.
+            let slept = survivor.fall_asleep().and_then(|()| survivor.wake_up());
+            slept.expect("it can be woken");
+        }
         // The opening has let go of what it needed itself.
         std::thread::sleep(Duration::from_millis(20));
         survivor.before = Belongings::now();
@@ -273,13 +283,10 @@ impl Survivor {
     pub(crate) fn fall_asleep(&mut self) -> Checked {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            match self.endpoint.arm().map_err(|error| error.to_string())? {
-                Some(sleeper) => {
-                    // Its drop would say that it is awake. It keeps nothing but a count of who watches.
-                    std::mem::forget(sleeper);
-                    return Ok(());
-                }
-                None => {}
+            if let Some(sleeper) = self.endpoint.arm().map_err(|error| error.to_string())? {
+                // Its drop would say that it is awake. What it keeps is kept to the end of the test.
+                std::mem::forget(sleeper);
+                return Ok(());
             }
             self.poll()?;
         }
@@ -379,7 +386,10 @@ impl Survivor {
         self.until("everything back", |survivor| {
             !survivor.is_open() && survivor.late.is_empty() && Belongings::now() == before
         })
-        .map_err(|wrong| format!("{wrong}: {:?}, before {before:?}", Belongings::now()))?;
+        .map_err(|wrong| {
+            let now = Belongings::now();
+            format!("{wrong}: {now:?}, before {before:?}; {:?}", descriptors())
+        })?;
         self.shared_frames_are_back()?;
         let ledger = &self.ledger;
         let [attempted, published, handled, wrong] =
