@@ -58,6 +58,8 @@ enum What {
     Wait(bench::wait::WaitArgs),
     /// Latency and rate against the size of a message, and what handing a frame over costs
     Sizes(bench::sizes::SizesArgs),
+    /// Messages between two hosts, which are network namespaces on a virtual cable; needs root
+    Net(bench::net::NetArgs),
 }
 
 fn main() -> ExitCode {
@@ -74,6 +76,10 @@ fn main() -> ExitCode {
             what: Some(What::Sizes(args)),
             ..
         }) => bench::sizes::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Net(args)),
+            ..
+        }) => bench::net::run(&args),
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),

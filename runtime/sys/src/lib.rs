@@ -10,7 +10,7 @@
 //! | [`process`] | ending at once; whether another one is dying |
 //! | [`clock`] | the CPU's counter as a clock |
 //! | [`xdp`], [`bpf`] | AF_XDP sockets with their rings and frames; maps, programs and links |
-//! | [`link`], [`route`] | network interfaces; the way to a host |
+//! | [`link`], [`route`], [`netns`] | network interfaces; the way to a host; networks of one's own |
 //! | [`mmsg`], [`multishot`], [`udp`] | datagrams in batches, or received by the kernel on its own; what the kernel knows of a UDP socket |
 //! | [`uring`], [`block`] | the strongest standard paths, for comparison: `io_uring`, bare shared words |
 //!
@@ -30,6 +30,7 @@ pub mod memory;
 pub mod mmsg;
 pub mod multishot;
 mod netlink;
+pub mod netns;
 mod network;
 pub mod process;
 mod provided;

@@ -10,7 +10,7 @@ use super::process::{Interrupted, SecondProcess};
 use super::rate::{self, Rate};
 use super::report::{LatencyRow, RateRow, Row, SkippedRow, Standing, round};
 use super::spec::{Job, Spec};
-use super::stats::median;
+use super::stats::{Spread, median};
 use std::io;
 use std::time::Duration;
 use tightbeam_sys::clock::TickClock;
@@ -34,7 +34,7 @@ pub(crate) struct Harness {
     clock: TickClock,
     second: Option<SecondProcess>,
     /// Every batch of the floor.
-    pub(crate) floors: Vec<f64>,
+    floors: Vec<f64>,
 }
 
 impl Harness {
@@ -48,6 +48,11 @@ impl Harness {
             second: Some(second),
             floors: Vec::new(),
         })
+    }
+
+    /// Nanoseconds of a round trip on the floor, over every batch so far.
+    pub(crate) fn floor(&self) -> Option<Spread> {
+        Spread::of(self.floors.iter().copied()).map(|floor| floor.map(round))
     }
 
     /// Measures one group; `tick` is told how much of the group's time has gone.

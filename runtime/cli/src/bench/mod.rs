@@ -19,6 +19,7 @@ mod harness;
 mod latency;
 mod link;
 mod machine;
+pub(crate) mod net;
 mod paths;
 pub(crate) mod payload;
 pub(crate) mod peer;
@@ -40,7 +41,7 @@ use harness::{Harness, Rows};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use machine::{Machine, Relation};
 use plan::Group;
-use report::{Report, Row, SCHEMA, SkippedRow, round};
+use report::{Report, Row, SCHEMA, SkippedRow};
 use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 use tightbeam_sys::clock::{TickClock, TickSource};
@@ -79,8 +80,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Box<dyn std::error::Error>> {
     let measured = measure_all(&mut harness, &groups, &bar, &mut report);
     bar.finish_and_clear();
     measured?;
-    report.machine.floor_ns =
-        stats::Spread::of(harness.floors.iter().copied()).map(|floor| floor.map(round));
+    report.machine.floor_ns = harness.floor();
     report.machine.stamps = Some(match clock.source() {
         TickSource::Counter => "counter".into(),
         TickSource::Monotonic => "monotonic".into(),

@@ -27,7 +27,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path as FilePath, PathBuf};
 use tightbeam_sys::clock::TickClock;
 
-/// All paths, in the order of the table.
+/// All paths within a host, in the order of the table.
 pub(crate) const ALL: &[&dyn Path] = &[
     &shm::Shm,
     &futex::Futex,
@@ -38,13 +38,28 @@ pub(crate) const ALL: &[&dyn Path] = &[
     &unix::UnixSeqpacket,
     &tcp::Tcp { coalesced: false },
     &tcp::Tcp { coalesced: true },
-    &udp::Udp,
-    &uring::UdpUring,
+    &udp::Udp {
+        over: udp::Over::Loopback,
+    },
+    &uring::UdpUring {
+        over: udp::Over::Loopback,
+    },
+];
+
+/// Those between two hosts.
+pub(crate) const NET: &[&dyn Path] = &[
+    &udp::Udp {
+        over: udp::Over::Cable,
+    },
+    &uring::UdpUring {
+        over: udp::Over::Cable,
+    },
 ];
 
 /// The path of this name.
 pub(crate) fn find(name: &str) -> Option<&'static dyn Path> {
-    ALL.iter().copied().find(|path| path.name() == name)
+    let mut all = ALL.iter().chain(NET).copied();
+    all.find(|path| path.name() == name)
 }
 
 /// What a path counts as.

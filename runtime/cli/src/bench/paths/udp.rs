@@ -5,26 +5,55 @@ use super::datagram::{DatagramSocket, Sink, Source, Window};
 use super::wire::Half;
 use super::{Answering, Lane, Offer, Path, Station, take};
 use crate::bench::fault::Broken;
+use crate::bench::net::cable;
 use crate::bench::spec::{Job, Spec, Wait};
 use crate::bench::watch::Release;
 use std::net::{Ipv4Addr, UdpSocket};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path as FilePath;
 
-pub(crate) struct Udp;
+pub(crate) struct Udp {
+    pub(super) over: Over,
+}
 
-/// Two sockets, each of which takes datagrams from the other one only.
-pub(super) fn pair() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let near = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
-    near.connect(far.local_addr()?)?;
-    far.connect(near.local_addr()?)?;
-    Ok((near.into(), far.into()))
+/// What is between the two sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Over {
+    /// The loopback interface.
+    Loopback,
+    /// The virtual cable between the hosts of `bench net`.
+    Cable,
+}
+
+impl Over {
+    /// Two sockets, each of which takes datagrams from the other one only.
+    pub(super) fn pair(self) -> std::io::Result<(OwnedFd, OwnedFd)> {
+        let (near, far) = match self {
+            Over::Loopback => (bind(Ipv4Addr::LOCALHOST)?, bind(Ipv4Addr::LOCALHOST)?),
+            Over::Cable => {
+                let bind = |host| {
+                    let bound = cable::shared(|cable| cable.at(host, || bind(cable.address(host))));
+                    bound.flatten().map_err(std::io::Error::other)?
+                };
+                (bind(0)?, bind(1)?)
+            }
+        };
+        near.connect(far.local_addr()?)?;
+        far.connect(near.local_addr()?)?;
+        Ok((near.into(), far.into()))
+    }
+}
+
+fn bind(address: Ipv4Addr) -> std::io::Result<UdpSocket> {
+    UdpSocket::bind((address, 0))
 }
 
 impl Path for Udp {
     fn name(&self) -> &'static str {
-        "udp"
+        match self.over {
+            Over::Loopback => "udp",
+            Over::Cable => "udp-veth",
+        }
     }
 
     fn does(&self, _job: Job, _wait: Wait) -> bool {
@@ -32,7 +61,7 @@ impl Path for Udp {
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
-        let (near, far) = pair()?;
+        let (near, far) = self.over.pair()?;
         let spec = spec.clone();
         Ok(Offer::new([far], move || {
             let release = Release::socket(near.as_fd())?;

@@ -2,7 +2,7 @@
 //! next share one system call; spinning looks at the ring and enters the kernel only when it says that there is work.
 
 use super::datagram::{BATCH, Burst, Credit, SILENCE, Window, acknowledge, silent};
-use super::udp::pair;
+use super::udp::Over;
 use super::{Answering, Initiator, Lane, Offer, Path, Pour, Responder, Station, take};
 use crate::bench::fault::Broken;
 use crate::bench::payload::Sequence;
@@ -18,7 +18,9 @@ const FEW: u16 = 8;
 /// Bytes of an acknowledgement.
 const ACK: usize = 4;
 
-pub(crate) struct UdpUring;
+pub(crate) struct UdpUring {
+    pub(super) over: Over,
+}
 
 /// One half of an exchange.
 struct Half {
@@ -207,7 +209,10 @@ fn inbound(window: Window) -> u16 {
 
 impl Path for UdpUring {
     fn name(&self) -> &'static str {
-        "udp-io_uring"
+        match self.over {
+            Over::Loopback => "udp-io_uring",
+            Over::Cable => "udp-veth-io_uring",
+        }
     }
 
     fn does(&self, _job: Job, _wait: Wait) -> bool {
@@ -215,7 +220,7 @@ impl Path for UdpUring {
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
-        let (near, far) = pair()?;
+        let (near, far) = self.over.pair()?;
         let spec = spec.clone();
         Ok(Offer::new([far], move || {
             let lane = match spec.job {

@@ -1,0 +1,140 @@
+//! `tightbeam bench net`: messages between two hosts, which are network namespaces of this machine joined by a virtual cable.
+//!
+//! The same method as between two processes: a process on each host, each on its own CPU, short batches of every path in turn. The
+//! references are the kernel's UDP sockets over the same cable, in each way of using them.
+
+pub(crate) mod cable;
+
+use super::fault::BenchError;
+use super::harness::{Harness, Rows};
+use super::machine::{Machine, Relation};
+use super::paths;
+use super::plan::{self, Group, parse_cpus, parse_seconds};
+use super::report::{Report, Row, SCHEMA, SkippedRow};
+use super::spec::{Job, Spec, Wait};
+use super::{print, table};
+use cable::{Cable, CableError};
+use clap::builder::PossibleValuesParser;
+use std::time::Duration;
+use tightbeam_sys::clock::TickClock;
+
+/// Bytes of a message in round trips, and one way.
+const ROUND_TRIP: usize = 56;
+const ONE_WAY: usize = 64;
+
+/// Options of `tightbeam bench net`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct NetArgs {
+    /// Paths to compare, by default all
+    #[arg(long, value_delimiter = ',', value_parser = path_names(), value_name = "PATH,...")]
+    paths: Vec<String>,
+    /// CPUs of the two processes, by default two of different cores
+    #[arg(long, value_parser = parse_cpus, value_name = "A,B")]
+    cpus: Option<[usize; 2]>,
+    /// Time for the measurements in seconds
+    #[arg(long, default_value_t = 20.0, value_parser = parse_seconds, allow_negative_numbers = true)]
+    seconds: f64,
+    /// Print one JSON object instead of a table
+    #[arg(long)]
+    json: bool,
+}
+
+fn path_names() -> PossibleValuesParser {
+    PossibleValuesParser::new(paths::NET.iter().map(|path| path.name()))
+}
+
+/// Round trips and rates.
+const MEASURED: [(Job, &[Wait], usize); 3] = [
+    (Job::PingPong, &[Wait::Spin], ROUND_TRIP),
+    (Job::PingPong, &[Wait::Block], ROUND_TRIP),
+    (Job::Rate, &[Wait::Spin, Wait::Block], ONE_WAY),
+];
+
+fn groups(args: &NetArgs) -> Vec<Group> {
+    let chosen = |name: &str| args.paths.is_empty() || args.paths.iter().any(|path| path == name);
+    let group = |&(job, waits, size): &(Job, &[Wait], usize)| {
+        let paths = paths::NET.iter().filter(|path| chosen(path.name()));
+        let cells = paths.flat_map(|path| {
+            let does = waits.iter().filter(move |wait| path.does(job, **wait));
+            does.map(move |&wait| Spec {
+                path: path.name().into(),
+                job,
+                size,
+                wait,
+                depth: None,
+                shared_cpu: false,
+            })
+        });
+        Group {
+            job,
+            cells: cells.collect(),
+            budget: Duration::from_secs_f64(args.seconds / MEASURED.len() as f64),
+        }
+    };
+    let all = MEASURED.iter().map(group);
+    all.filter(|group| !group.cells.is_empty()).collect()
+}
+
+/// Measures and prints.
+pub(crate) fn run(args: &NetArgs) -> Result<(), Box<dyn std::error::Error>> {
+    let allowed = tightbeam_sys::cpu::allowed()
+        .map_err(BenchError::setup("ask for the CPUs of this process"))?;
+    let together = |a, b| Relation::between(a, b) == Relation::SmtSiblings;
+    let cpus = plan::choose_cpus(args.cpus, &allowed, together)?;
+    crate::cleanup::on_interrupt(|| {})?;
+    let groups = groups(args);
+    let mut report = Report {
+        schema: SCHEMA,
+        machine: Machine::read(cpus),
+        pingpong: Vec::new(),
+        rate: Vec::new(),
+        call: Vec::new(),
+    };
+    match Cable::lay(2) {
+        Ok(cable) => measure(cable, cpus, &groups, &mut report)?,
+        Err(CableError::Forbidden) => skip_all(&groups, &mut report),
+        Err(other) => return Err(other.into()),
+    }
+    let text = match args.json {
+        true => serde_json::to_string_pretty(&report)? + "\n",
+        false => table::render(&report),
+    };
+    print(&text).map_err(|error| BenchError::Output(error).into())
+}
+
+fn measure(
+    cable: Cable,
+    cpus: [usize; 2],
+    groups: &[Group],
+    report: &mut Report,
+) -> Result<(), Box<dyn std::error::Error>> {
+    // From here on this thread, and whom it starts, is on the first host.
+    cable.move_to(Some(0))?;
+    cable::share(cable);
+    let mut harness = Harness::start(cpus, TickClock::calibrate())?;
+    for group in groups {
+        match harness.measure(group, &mut |_| {})? {
+            Rows::PingPong(rows) => report.pingpong.extend(rows),
+            Rows::Call(rows) => report.call.extend(rows),
+            Rows::Rate(rows) => report.rate.extend(rows),
+        }
+    }
+    report.machine.floor_ns = harness.floor();
+    Ok(())
+}
+
+/// A row for each that says what is missing.
+fn skip_all(groups: &[Group], report: &mut Report) {
+    for cell in groups.iter().flat_map(|group| &group.cells) {
+        let row = SkippedRow {
+            path: cell.path.clone(),
+            size: Some(cell.size),
+            wait: Some(cell.wait),
+            skipped: cable::NEEDS.into(),
+        };
+        match cell.job {
+            Job::Rate => report.rate.push(Row::Skipped(row)),
+            Job::PingPong | Job::Call => report.pingpong.push(Row::Skipped(row)),
+        }
+    }
+}
