@@ -43,4 +43,7 @@ macro_rules! all_conform {
     };
 }
 
-all_conform! { local udp_lo udp_lo_ring udp_veth udp_veth_ring }
+all_conform! {
+    local udp_lo udp_lo_ring udp_veth udp_veth_ring
+    xdp_generic xdp_native xdp_to_udp udp_to_xdp
+}
