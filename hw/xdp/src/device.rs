@@ -19,7 +19,7 @@ use tightbeam_sys::link::Link;
 use tightbeam_sys::xdp::{self, Received};
 
 /// Where in a frame a packet to be sent starts: its payload then starts a cache line.
-const AT: usize = HEADROOM as usize;
+pub(crate) const AT: usize = HEADROOM as usize;
 /// Of IPv4 and UDP.
 const HEADERS: u32 = 28;
 /// Frames that are given back to the kernel at once: it reads our index no more often than that.
@@ -53,8 +53,8 @@ pub struct XdpDevice {
     pub(crate) place: Place,
     pub(crate) attempt: Attempt,
     pub(crate) local: SocketAddrV4,
-    sum: UdpSum,
-    envelopes: Envelopes,
+    pub(crate) sum: UdpSum,
+    pub(crate) envelopes: Envelopes,
     pub(crate) max_packet: usize,
     pub(crate) stats: Stats,
     /// Packets are in TX of which the kernel has not been told.

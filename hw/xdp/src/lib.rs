@@ -30,6 +30,7 @@
 //! | `open.rs`, `device.rs`, `envelopes.rs` | the [`Device`](tightbeam_segment::Device) |
 //! | `stats.rs`, `status.rs` | what is counted, and what is said about how it stands |
 //! | `fix.rs` | errors, with the command or capability that mends each |
+//! | `floor.rs` | the bare loop over the same rings, to compare with |
 //!
 //! Opening needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_NET_RAW`; what comes after needs nothing.
 #![forbid(unsafe_code)]
@@ -40,6 +41,7 @@ mod asm;
 mod device;
 mod envelopes;
 mod fix;
+mod floor;
 mod mode;
 mod open;
 pub mod program;
@@ -50,3 +52,4 @@ mod steering;
 
 pub use address::{AddressError, CopyChoice, ModeChoice, Options, XdpAddress};
 pub use device::XdpDevice;
+pub use floor::Floor;

@@ -1,0 +1,84 @@
+//! The bare loop over a device's own rings, with nothing in it that a program over AF_XDP could leave out: what the device is compared with.
+//!
+//! It sends one packet again and again, headers and all made before, and looks at the first eight bytes of what comes. It uses the same socket, in
+//! the same mode, with the same settings, so a bench can let the two alternate.
+
+use crate::device::{AT, XdpDevice};
+use crate::fix;
+use std::os::fd::AsFd;
+use tightbeam_proto::wire::ENVELOPE;
+use tightbeam_segment::{DeviceError, Route};
+use tightbeam_sys::xdp;
+
+/// Bytes of the number in each packet.
+const NUMBER: usize = 8;
+
+/// The bare loop; the device is as it was when this is dropped.
+pub struct Floor<'a> {
+    device: &'a mut XdpDevice,
+    /// The packet, from its Ethernet header on.
+    packet: Vec<u8>,
+}
+
+impl XdpDevice {
+    /// The bare loop over this device's rings, with packets of `len` bytes to a host, 8 at least.
+    pub fn floor(&mut self, to: &Route, len: usize) -> Floor<'_> {
+        let len = len.clamp(NUMBER, self.max_packet);
+        let mut packet = vec![0; ENVELOPE + len];
+        self.envelopes.to(to).seal(&mut packet, len, self.sum);
+        Floor {
+            device: self,
+            packet,
+        }
+    }
+}
+
+impl Floor<'_> {
+    /// Sends a packet for each number, all by one call; how many found room.
+    #[inline]
+    pub fn send(&mut self, numbers: impl IntoIterator<Item = u64>) -> Result<usize, DeviceError> {
+        let socket = &mut self.device.socket;
+        let mut sent = 0;
+        for number in numbers {
+            if socket.to_send.is_empty() {
+                let back = socket.xsk.reclaim(&mut socket.to_send);
+                back.map_err(fix::ring)?;
+            }
+            if socket.xsk.transmit_room(1).map_err(fix::ring)? == 0 {
+                break;
+            }
+            let Some(mut frame) = socket.to_send.pop() else {
+                break;
+            };
+            let bytes = &mut socket.xsk.bytes_mut(&mut frame)[AT..][..self.packet.len()];
+            bytes.copy_from_slice(&self.packet);
+            bytes[ENVELOPE..][..NUMBER].copy_from_slice(&number.to_ne_bytes());
+            socket.xsk.queue(frame, AT, self.packet.len());
+            sent += 1;
+        }
+        socket.xsk.publish_queued();
+        if socket.xsk.transmit_needs_wakeup() {
+            // What is not sent now is sent by the next call.
+            let _ = xdp::kick_transmit(socket.xsk.as_fd());
+        }
+        self.device.stats.queued += sent as u64;
+        Ok(sent)
+    }
+
+    /// The number of the next packet that has arrived, and its frame back to the kernel.
+    #[inline]
+    pub fn take(&mut self) -> Result<Option<u64>, DeviceError> {
+        let socket = &mut self.device.socket;
+        let Some(received) = socket.xsk.receive().map_err(fix::ring)? else {
+            return Ok(None);
+        };
+        let bytes = &socket.xsk.bytes(&received.frame)[received.at..][..received.len];
+        let number = bytes.get(ENVELOPE..ENVELOPE + NUMBER);
+        let number = number.and_then(|bytes| bytes.try_into().ok());
+        socket.xsk.release_received();
+        socket.to_fill.push(received.frame);
+        socket.xsk.provide(&mut socket.to_fill).map_err(fix::ring)?;
+        socket.xsk.publish_provided();
+        Ok(Some(number.map_or(0, u64::from_ne_bytes)))
+    }
+}
