@@ -174,7 +174,7 @@ fn one_way(mode: &str, rounds: usize, long: Duration) {
     let over = std::sync::atomic::AtomicBool::new(false);
     let left = || {
         for _ in 0..rounds {
-            let mut timed = |step: &mut dyn FnMut(u64) -> u64| {
+            let timed = |step: &mut dyn FnMut(u64) -> u64| {
                 let (start, mut sent) = (Instant::now(), 0);
                 while start.elapsed() < long {
                     sent += step(sent);

@@ -299,7 +299,10 @@ impl Device for XdpDevice {
             self.untold = false;
             return Ok(());
         }
-        self.send_all()
+        let done = self.send_all();
+        // In copy mode they have left already. The frame that comes back last is the one in the cache, and the next to be used.
+        self.reclaim();
+        done
     }
 
     fn receive(

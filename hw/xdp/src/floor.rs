@@ -61,6 +61,8 @@ impl Floor<'_> {
             // What is not sent now is sent by the next call.
             let _ = xdp::kick_transmit(socket.xsk.as_fd());
         }
+        // The frame that came back last is the one in the cache.
+        socket.xsk.reclaim(&mut socket.to_send).map_err(fix::ring)?;
         self.device.stats.queued += sent as u64;
         Ok(sent)
     }
