@@ -26,6 +26,8 @@ const HEADERS: u32 = 28;
 const GIVE_BACK: usize = 32;
 /// How long the kernel may take to find a host on the link.
 const FIND: Duration = Duration::from_millis(20);
+/// The port of the discard protocol (RFC 863).
+const DISCARD: u16 = 9;
 /// Calls of one kick at most, more than those that the kernel's budget makes necessary.
 const MORE_CALLS: u32 = 8;
 /// Looks that find nothing, after which the socket is asked whether it still has its interface.
@@ -143,8 +145,10 @@ impl XdpDevice {
         if let Some(found) = known.map_err(failed)? {
             return Ok(found);
         }
-        // An empty packet makes the kernel ask for it. It is no packet of anybody's, and thrown away where it arrives.
-        let _ = self.reserve.send_to(&[], to);
+        // A packet makes the kernel ask for it; one to the port that is there to throw packets away.
+        let _ = self
+            .reserve
+            .send_to(&[], SocketAddrV4::new(*to.ip(), DISCARD));
         let found = network.wait_for_neighbour(link.index, hop, FIND);
         found.map_err(failed)?.ok_or_else(unknown)
     }

@@ -132,10 +132,11 @@ fn counts(device: &XdpDevice) -> Vec<(&'static str, u64)> {
     // A socket whose interface is gone still tells.
     if let Ok(kernel) = xdp::statistics(device.socket.xsk.as_fd()) {
         counts.extend([
-            ("rx_dropped", kernel.rx_dropped),
+            // Without a free frame, or longer than one.
+            ("lost_rx_dropped", kernel.rx_dropped),
+            ("lost_rx_ring_full", kernel.rx_ring_full.unwrap_or(0)),
             ("rx_invalid_descs", kernel.rx_invalid_descs),
             ("tx_invalid_descs", kernel.tx_invalid_descs),
-            ("rx_ring_full", kernel.rx_ring_full.unwrap_or(0)),
             (
                 "rx_fill_ring_empty_descs",
                 kernel.rx_fill_ring_empty_descs.unwrap_or(0),

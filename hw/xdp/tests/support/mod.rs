@@ -61,7 +61,7 @@ pub(crate) fn send(device: &mut XdpDevice, to: &Route, bytes: &[u8]) {
     device.kick().expect("the interface is up");
 }
 
-/// The packets that arrive until there are `count` of those that are not empty; each with who sent it.
+/// The packets that arrive until there are `count`; each with who sent it.
 pub(crate) fn receive(device: &mut XdpDevice, count: usize) -> Vec<(Route, Vec<u8>)> {
     let end = Instant::now() + PATIENCE;
     let mut packets = Vec::new();
@@ -72,11 +72,8 @@ pub(crate) fn receive(device: &mut XdpDevice, count: usize) -> Vec<(Route, Vec<u
             packets.len(),
             device.status()
         );
-        // An empty one is what made the kernel look for a host.
         let mut take = |packet: tightbeam_segment::Packet<'_>| {
-            if !packet.bytes.is_empty() {
-                packets.push((packet.from, packet.bytes.to_vec()));
-            }
+            packets.push((packet.from, packet.bytes.to_vec()));
         };
         device
             .receive(64, &mut take)
@@ -87,17 +84,3 @@ pub(crate) fn receive(device: &mut XdpDevice, count: usize) -> Vec<(Route, Vec<u
 
 /// The modes in which a link of ours can be used.
 pub(crate) const MODES: [&str; 2] = ["mode=generic&strict", "mode=native&strict"];
-
-/// Takes what has come until nothing does: what made the kernel look for hosts is not to be counted, nor to come between.
-pub(crate) fn settle(device: &mut XdpDevice) {
-    let mut quiet = Instant::now();
-    while quiet.elapsed() < Duration::from_millis(20) {
-        if device
-            .receive(64, &mut |_| {})
-            .expect("a device that receives")
-            > 0
-        {
-            quiet = Instant::now();
-        }
-    }
-}
