@@ -102,6 +102,11 @@ impl XdpDevice {
         device
     }
 
+    /// What another process can use, and what only the opener may have.
+    pub(crate) fn into_parts(self) -> (Option<Steering>, Socket, UdpSocket) {
+        (self.steering, self.socket, self.reserve)
+    }
+
     /// The longest IP packet that fits into a frame.
     pub(crate) fn room(&self) -> u32 {
         let frame = self.socket.xsk.umem().frame_bytes();

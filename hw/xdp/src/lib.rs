@@ -30,6 +30,7 @@
 //! | `open.rs`, `device.rs`, `envelopes.rs` | the [`Device`](tightbeam_segment::Device) |
 //! | `stats.rs`, `status.rs` | what is counted, and what is said about how it stands |
 //! | `fix.rs` | errors, with the command or capability that mends each |
+//! | `handover.rs` | a device for a program without privilege |
 //! | `floor.rs` | the bare loop over the same rings, to compare with |
 //!
 //! Opening needs `CAP_BPF`, `CAP_NET_ADMIN` and `CAP_NET_RAW`; what comes after needs nothing.
@@ -42,6 +43,7 @@ mod device;
 mod envelopes;
 mod fix;
 mod floor;
+mod handover;
 mod mode;
 mod open;
 pub mod program;
@@ -53,3 +55,5 @@ mod steering;
 pub use address::{AddressError, CopyChoice, ModeChoice, Options, XdpAddress};
 pub use device::XdpDevice;
 pub use floor::Floor;
+pub use handover::{HandOver, VARIABLE};
+pub use tightbeam_sys::handover::{SYSTEM_CALLS, User};

@@ -11,11 +11,17 @@ use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::AsFd;
 use tightbeam_segment::DeviceError;
 use tightbeam_sys::Network;
+use tightbeam_sys::link::Link;
 use tightbeam_sys::route::Way;
 
 impl XdpDevice {
     /// Opens a device to which others send: the address is one of the interface's own, and port 0 takes any that is free.
     pub fn listen(address: &XdpAddress) -> Result<XdpDevice, DeviceError> {
+        XdpDevice::listen_unsealed(address)?.sealed()
+    }
+
+    /// A listener whose memory another process can map yet.
+    pub(crate) fn listen_unsealed(address: &XdpAddress) -> Result<XdpDevice, DeviceError> {
         let place = Place::find(address)?;
         let own = place.network.addresses_of(place.link.index);
         let own = own.unwrap_or_default();
@@ -34,7 +40,14 @@ impl XdpDevice {
     pub fn connect(address: &XdpAddress) -> Result<XdpDevice, DeviceError> {
         let place = Place::find(address)?;
         let source = way(&place, address.at)?.source;
-        XdpDevice::open(place, address, SocketAddrV4::new(source, 0))
+        XdpDevice::open(place, address, SocketAddrV4::new(source, 0))?.sealed()
+    }
+
+    /// From now on nobody else can map its memory and write there.
+    fn sealed(self) -> Result<XdpDevice, DeviceError> {
+        let sealed = self.socket.xsk.umem().seal();
+        sealed.map_err(|errno| system("seal the frames' memory", errno, "this is not expected"))?;
+        Ok(self)
     }
 
     fn open(
@@ -102,11 +115,20 @@ impl Place {
         if !link.up {
             return Err(fix::bind(&link, address.options.queue, Errno::NETDOWN));
         }
+        let queue = address.options.queue;
+        let place = Place::of(network, link, queue);
+        match queue < place.queues {
+            true => Ok(place),
+            false => Err(fix::no_queue(&place.link, queue, place.queues)),
+        }
+    }
+
+    /// A queue of an interface.
+    pub(crate) fn of(network: Network, link: Link, queue: u32) -> Place {
         let driver = match link.loopback {
             true => Ok("loopback".into()),
-            false => network.driver(name),
+            false => network.driver(&link.name),
         };
-        let driver = driver.unwrap_or_else(|_| "unknown".into());
         // A driver that says nothing has as many as were made.
         let queues = network.queues(link.index).unwrap_or(0);
         let queues = if queues == 0 {
@@ -114,21 +136,15 @@ impl Place {
         } else {
             queues
         };
-        let queue = address.options.queue;
-        match queue < queues {
-            true => Ok(Place {
-                network,
-                link,
-                driver,
-                queue,
-                queues,
-            }),
-            false => Err(fix::no_queue(&link, queue, queues)),
+        Place {
+            network,
+            driver: driver.unwrap_or_else(|_| "unknown".into()),
+            link,
+            queue,
+            queues,
         }
     }
-}
 
-impl Place {
     /// Whether no program is attached to the interface.
     pub(crate) fn is_free(&self) -> Result<(), DeviceError> {
         let name = &self.link.name;

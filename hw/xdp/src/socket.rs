@@ -72,7 +72,6 @@ impl Socket {
         let whole = u64::from(count) * u64::from(bytes);
         let mut opening = Opening::new().map_err(fix::socket)?;
         let (umem, frames) = Umem::create(count, bytes).map_err(|e| fix::memory(whole, e))?;
-        // Nobody else writes there, ever.
         let registered = opening.register(&umem, attempt.headroom);
         registered.map_err(|e| fix::memory(whole, e))?;
         let xsk = opening.map(umem, SIZES).map_err(fix::rings)?;
@@ -107,18 +106,24 @@ impl Socket {
     }
 
     /// Asks for what makes a bound socket fast, and for what came of it.
-    pub(crate) fn ask(&mut self) {
+    fn ask(&mut self) {
         let fd = self.xsk.as_fd();
-        self.got.zero_copy = xdp::is_zero_copy(fd).unwrap_or(false);
         if xdp::set_transmit_budget(fd, SIZES.transmit).is_ok() {
             self.got.budget = SIZES.transmit;
         }
         // In copy mode a packet takes a buffer of the kernel's; more than the usual limit of bytes may be under way. The default does too.
         let each = (self.xsk.umem().frame_bytes() + 1024) as usize;
         let _ = xdp::set_send_buffer(fd, TO_SEND as usize * each);
+        self.look();
         // Without a NAPI instance polling would cost calls and do nothing.
-        self.got.napi = xdp::napi_id(fd).unwrap_or(0);
         self.got.busy_poll = self.got.napi != 0 && self.poll_busily().is_ok();
+    }
+
+    /// Asks what a bound socket is like.
+    pub(crate) fn look(&mut self) {
+        let fd = self.xsk.as_fd();
+        self.got.zero_copy = xdp::is_zero_copy(fd).unwrap_or(false);
+        self.got.napi = xdp::napi_id(fd).unwrap_or(0);
     }
 
     fn poll_busily(&self) -> Result<(), Errno> {

@@ -10,6 +10,7 @@
 //! | [`process`] | ending at once; whether another one is dying |
 //! | [`clock`] | the CPU's counter as a clock |
 //! | [`xdp`], [`bpf`] | AF_XDP sockets with their rings and frames; maps, programs and links |
+//! | [`handover`] | descriptors for a program that has no privilege |
 //! | [`link`], [`route`], [`netns`] | network interfaces; the way to a host; networks of one's own |
 //! | [`mmsg`], [`multishot`], [`udp`] | datagrams in batches, or received by the kernel on its own; what the kernel knows of a UDP socket |
 //! | [`uring`], [`block`] | the strongest standard paths, for comparison: `io_uring`, bare shared words |
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod control;
 pub mod cpu;
 pub mod frames;
+pub mod handover;
 pub mod link;
 mod mapping;
 pub mod memory;

@@ -158,6 +158,18 @@ impl Xsk {
         })
     }
 
+    /// Takes a socket that another process has opened over this memory.
+    ///
+    /// Not for everybody: that it is over this memory cannot be seen from it.
+    pub(crate) fn adopt(fd: OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Xsk, Errno> {
+        Xsk::over(fd, umem, sizes)
+    }
+
+    /// Unmaps rings and memory. What is left are the socket and the memfd, to be handed over.
+    pub fn into_fds(self) -> (OwnedFd, OwnedFd) {
+        (self.fd, self.umem.into_fd())
+    }
+
     /// Binds it to a queue of an interface. Frames must have been provided before.
     ///
     /// [`Errno::BUSY`]: another socket has the queue; [`Errno::INVAL`]: there is no such queue; [`Errno::OPNOTSUPP`]: the driver has
