@@ -22,7 +22,10 @@ const ARROWS: &[(&str, &[&str])] = &[
         ".",
         &["tightbeam-endpoint", "tightbeam-udp", "tightbeam-xdp"],
     ),
-    ("runtime/cli", &["tightbeam", "tightbeam-sys"]),
+    (
+        "runtime/cli",
+        &["tightbeam", "tightbeam-sys", "tightbeam-xdp"],
+    ),
 ];
 
 /// What each crate may depend on beside ours. A new name needs a reason in DESIGN or in the commit that adds it.

@@ -7,6 +7,7 @@
 mod bench;
 mod cleanup;
 mod ping;
+mod xdp_open;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -27,6 +28,8 @@ enum Command {
     Ping(ping::PingArgs),
     /// Answer `tightbeam ping`
     Pong(ping::PongArgs),
+    /// Open an AF_XDP device as root, and hand it to a program without privilege
+    XdpOpen(xdp_open::XdpOpenArgs),
     /// The second process of a bench
     #[command(hide = true)]
     BenchPeer(bench::peer::PeerArgs),
@@ -83,6 +86,7 @@ fn main() -> ExitCode {
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
+        Command::XdpOpen(args) => return xdp_open::run(&args),
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
         Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),
