@@ -31,10 +31,17 @@ fn root_gets_figures_of_every_path() {
     if !is_root() {
         return eprintln!("skipped: not root");
     }
-    let output = tightbeam("bench net --seconds 2 --json").output().unwrap();
+    let output = tightbeam("bench net --seconds 4 --json").output().unwrap();
     let report = report(&output);
     assert_eq!(report["schema"], 1);
-    for path in ["udp-veth", "udp-veth-io_uring"] {
+    let paths = [
+        "tightbeam-udp",
+        "xdp-generic",
+        "xdp-native",
+        "udp-veth",
+        "udp-veth-io_uring",
+    ];
+    for path in paths {
         let of = |table: &str| {
             let rows = report[table].as_array().unwrap().iter();
             rows.filter(|row| row["path"] == path).count()

@@ -95,14 +95,17 @@ impl Peer {
                         Some(path) => path.join(&spec, fds, address.as_deref()),
                         None => Err(Broken::Endpoint(format!("no path {}", spec.path))),
                     };
-                    let answer = match joined {
-                        Ok(station) => {
+                    match joined {
+                        Ok(mut station) => {
+                            channel.send(&Answer::Ready, &[])?;
+                            station.settle();
                             self.place(cell, station);
-                            Answer::Ready
                         }
-                        Err(broken) => Answer::Refused(broken.to_string()),
-                    };
-                    channel.send(&answer, &[])?;
+                        Err(broken) => {
+                            let refused = Answer::Refused(broken.to_string());
+                            channel.send(&refused, &[])?;
+                        }
+                    }
                 }
                 Order::Run => {
                     channel.send(&Answer::Ready, &[])?;

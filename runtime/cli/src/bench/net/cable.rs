@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::process::Command;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Mutex, PoisonError};
 use tightbeam_sys::netns;
 
@@ -25,6 +26,17 @@ static LAID: Mutex<Option<Cable>> = Mutex::new(None);
 pub(crate) struct Cable {
     home: OwnedFd,
     hosts: Vec<OwnedFd>,
+    /// Strands laid so far beside the first cable.
+    strands: AtomicU8,
+}
+
+/// A further cable between the first two hosts, for a path that needs an interface to itself; where it is plugged in.
+#[derive(Debug, Clone)]
+pub(crate) struct Strand {
+    /// The name of both interfaces.
+    pub(crate) interface: String,
+    /// The second host's address on it.
+    pub(crate) far: Ipv4Addr,
 }
 
 /// Why there is no cable.
@@ -54,6 +66,7 @@ impl Cable {
         let cable = Cable {
             home: netns::current()?,
             hosts: made?,
+            strands: AtomicU8::new(0),
         };
         for host in 0..hosts {
             cable.run(host, "ip link set lo up")?;
@@ -74,11 +87,35 @@ impl Cable {
         Ok(cable)
     }
 
+    /// Lays one more between the first two hosts.
+    pub(crate) fn another(&self) -> Result<Strand, CableError> {
+        let number = self.strands.fetch_add(1, Ordering::Relaxed);
+        let strand = Strand {
+            interface: format!("strand{number}"),
+            far: Ipv4Addr::new(10, 78, number, 2),
+        };
+        let (name, place) = (&strand.interface, self.place(1));
+        self.run(
+            0,
+            &format!("ip link add {name} type veth peer name {name} netns {place}"),
+        )?;
+        for (host, last) in [(0, 1), (1, 2)] {
+            let address = format!("10.78.{number}.{last}/24");
+            self.run(host, &format!("ip address add {address} dev {name}"))?;
+            self.run(host, &format!("ip link set {name} up"))?;
+        }
+        Ok(strand)
+    }
+
+    /// A path to a host's namespace: for `ip`, a name with a slash is one.
+    fn place(&self, host: usize) -> String {
+        let (process, fd) = (std::process::id(), self.hosts[host].as_raw_fd());
+        format!("/proc/{process}/fd/{fd}")
+    }
+
     /// Between two neighbours; each end has the name of the other's number.
     fn join(&self, near: usize, far: usize) -> Result<(), CableError> {
-        let (process, fd) = (std::process::id(), self.hosts[far].as_raw_fd());
-        // A name with a slash is a path to a namespace.
-        let place = format!("/proc/{process}/fd/{fd}");
+        let place = self.place(far);
         self.run(
             near,
             &format!("ip link add eth{far} type veth peer name eth{near} netns {place}"),

@@ -12,6 +12,7 @@
 
 mod datagram;
 mod futex;
+mod ours;
 mod pipe;
 mod shm;
 mod tcp;
@@ -48,6 +49,9 @@ pub(crate) const ALL: &[&dyn Path] = &[
 
 /// Those between two hosts.
 pub(crate) const NET: &[&dyn Path] = &[
+    &ours::Ours::Udp,
+    &ours::Ours::XdpGeneric,
+    &ours::Ours::XdpNative,
     &udp::Udp {
         over: udp::Over::Cable,
     },
@@ -160,6 +164,9 @@ pub(crate) trait Pour {
 pub(crate) trait Station {
     /// Answers so many exchanges, or takes so many messages; returns how many came.
     fn serve(&mut self, count: u32) -> Result<u32, Broken>;
+
+    /// While the first process finishes its half: does what that needs of this one.
+    fn settle(&mut self) {}
 }
 
 /// The half that begins an exchange: what a path implements once a message.

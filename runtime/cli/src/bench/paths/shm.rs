@@ -18,17 +18,17 @@ use tightbeam::{Batch, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, Se
 pub(crate) struct Shm;
 
 /// Handlers of the second process.
-const PING: u16 = 1;
-const POURED: u16 = 2;
+pub(super) const PING: u16 = 1;
+pub(super) const POURED: u16 = 2;
 const NULL: u16 = 3;
 /// Messages of one poll where several can have arrived.
-const BUDGET: usize = 256;
+pub(super) const BUDGET: usize = 256;
 /// Between two looks at whether the measurement was called off.
-const LOOK: Duration = Duration::from_millis(100);
+pub(super) const LOOK: Duration = Duration::from_millis(100);
 
 /// What the handlers work on.
-struct State {
-    incoming: Sequence,
+pub(super) struct State {
+    pub(super) incoming: Sequence,
     outgoing: Sequence,
     /// The answer is written here before it is sent.
     answer: Box<[u8]>,
@@ -53,7 +53,7 @@ impl State {
     }
 }
 
-fn ping(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
+pub(super) fn ping(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
     state.check(message);
     state.outgoing.write(&mut state.answer);
     reply.send(&state.answer);
@@ -63,20 +63,20 @@ fn take_message(state: &mut State, message: Message<'_>, _reply: Reply<'_>) {
     state.check(message);
 }
 
-fn null(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
+pub(super) fn null(state: &mut State, message: Message<'_>, reply: Reply<'_>) {
     state.check(message);
     reply.send(&state.answer);
 }
 
 /// The side that handles messages.
-struct Side {
-    endpoint: Endpoint<State>,
+pub(super) struct Side {
+    pub(super) endpoint: Endpoint<State>,
 }
 
 impl Side {
     /// Handles messages until there have been `count` in all of this side's life.
     #[inline(always)]
-    fn poll_until(&mut self, count: u64, budget: usize) -> Result<(), Broken> {
+    pub(super) fn poll_until(&mut self, count: u64, budget: usize) -> Result<(), Broken> {
         while self.endpoint.state().incoming.count() < count {
             if self.endpoint.poll_for(budget, LOOK) == 0 {
                 self.nothing()?;
@@ -87,7 +87,7 @@ impl Side {
 
     /// Nothing has come: why?
     #[cold]
-    fn nothing(&mut self) -> Result<(), Broken> {
+    pub(super) fn nothing(&mut self) -> Result<(), Broken> {
         while let Some(event) = self.endpoint.next_event() {
             match event {
                 Event::Opened { .. } => {}
@@ -103,7 +103,7 @@ impl Side {
     }
 
     #[inline(always)]
-    fn state(&mut self) -> Result<&mut State, Broken> {
+    pub(super) fn state(&mut self) -> Result<&mut State, Broken> {
         let state = self.endpoint.state_mut();
         match state.broken.take() {
             None => Ok(state),
@@ -113,7 +113,7 @@ impl Side {
 }
 
 /// Round trips by calls.
-struct Caller {
+pub(super) struct Caller {
     endpoint: Endpoint<State>,
     handler: u16,
     outgoing: Sequence,
@@ -121,7 +121,7 @@ struct Caller {
     message: Box<[u8]>,
 }
 
-fn caller(endpoint: Endpoint<State>, handler: u16, size: usize) -> Caller {
+pub(super) fn caller(endpoint: Endpoint<State>, handler: u16, size: usize) -> Caller {
     Caller {
         endpoint,
         handler,
@@ -230,12 +230,12 @@ impl Station for Server {
     }
 }
 
-fn endpoint(error: impl Display) -> Broken {
+pub(super) fn endpoint(error: impl Display) -> Broken {
     Broken::Endpoint(error.to_string())
 }
 
 /// Settings that both sides have.
-fn builder(spec: &Spec) -> tightbeam::Builder<State> {
+pub(super) fn builder(spec: &Spec) -> tightbeam::Builder<State> {
     let wait = match (spec.wait, spec.shared_cpu) {
         (Wait::Block, _) => tightbeam::Wait::Park,
         (Wait::Spin, false) => tightbeam::Wait::Spin,
