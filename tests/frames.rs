@@ -370,6 +370,35 @@ fn shared_frames_of_a_closed_channel_wait_for_the_end_of_their_reader() {
     assert_eq!((audit.free, audit.astray), (audit.frames, 0));
 }
 
+/// Though nobody asks for a shared frame, what is left of a reader that is gone keeps no other out.
+#[test]
+fn the_place_of_a_reader_that_is_gone_is_free() {
+    let scratch = Scratch::new("frames-place");
+    let ledger = Ledger::of(&scratch.address());
+    let builder = Endpoint::builder().max_channels(1).deadline(PATIENCE);
+    let mut server = builder.listen(&scratch.address()).expect("a free path");
+    let mut frame = server.shared_frame(3000).expect("a frame");
+    frame.fill(1);
+    let frame = frame.freeze();
+    for _ in 0..3 {
+        ledger.write(KEPT, 0);
+        let child = Peer::start("subscribe", &scratch.address());
+        opened(&mut server);
+        let channel = only(&server);
+        assert_eq!(server.try_publish_to(channel, KEEP, &frame), Ok(()));
+        ledger.wait_for(KEPT, 1);
+        child.stop();
+        server.close(channel);
+        child.signal(Signal::KILL);
+        assert_eq!(child.killed_by(), Some(Signal::KILL.as_raw()));
+    }
+    drop(frame);
+    patiently(|| {
+        drop(server.shared_frame(1));
+        (server.shared_frames().lent == 0).then_some(())
+    });
+}
+
 #[test]
 fn one_frame_for_many_readers() {
     const READERS: usize = 3;

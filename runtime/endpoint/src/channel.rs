@@ -202,6 +202,12 @@ impl Channel {
 
     /// Notes that the end is near.
     pub(crate) fn note_ending(&mut self, ending: Ending) {
+        if let Ending::Faulted(fault) = ending
+            && fault != PeerFault::HungUp
+        {
+            // What comes behind it is not believed, nor called another fault.
+            self.port.fail(fault);
+        }
         // A hang-up says less than an exit, and a fault more than both.
         let known = matches!(self.ending, Some(Ending::Faulted(_)))
             || (self.ending == Some(Ending::Exited) && ending == Ending::HungUp);

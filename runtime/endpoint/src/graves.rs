@@ -2,7 +2,9 @@
 //!
 //! A peer whose channel has ended may go on reading what it was lent, as long as it lives. Frames of the channel's own simply
 //! stay as they are: nobody writes to them again. But shared ones would be handed out to be written. So they stay lent until
-//! the peer gives them back, in the free ring that it still has, or its process ends: only that recycles its memory (D6).
+//! the peer gives them back, in the free ring that it still has, or its process ends: only that recycles its memory (D6). It is looked
+//! whether that is so when somebody wants a shared frame, when the control thread has something to say, and when a client is turned
+//! away for want of a place.
 
 use crate::Endpoint;
 use crate::beside::Beside;
@@ -31,6 +33,7 @@ impl<S, D> Endpoint<S, D> {
             return;
         };
         port.collect();
+        self.visit_graves();
         if port.has_lent_shared() {
             self.graves.push(Grave {
                 port,

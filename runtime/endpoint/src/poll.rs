@@ -131,6 +131,7 @@ impl<S, D> Endpoint<S, D> {
     #[cold]
     fn attend(&mut self) {
         self.mailbox.answer();
+        self.visit_graves();
         if self.mailbox.stopped() {
             self.mailbox.clear_stop();
             self.stopping = true;

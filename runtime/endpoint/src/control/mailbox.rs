@@ -121,6 +121,11 @@ impl Door {
         self.shared.ring();
     }
 
+    /// Has the endpoint look around.
+    pub(crate) fn ring(&self) {
+        self.shared.ring();
+    }
+
     /// Whether both belong to one endpoint.
     pub(crate) fn same(&self, other: &Door) -> bool {
         Arc::ptr_eq(&self.shared, &other.shared)

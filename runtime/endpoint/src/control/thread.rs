@@ -395,7 +395,13 @@ impl Thread {
             (Client::Connected(socket), Some(Opening::Hello(hello)), Some(segment), None) => {
                 let opened = match admit(hello, segment, &socket, &options) {
                     Ok(opened) => opened,
-                    Err((ours, why)) => return turn_away(socket.as_fd(), &options, ours, why),
+                    Err((ours, why)) => {
+                        if why == Refusal::Full {
+                            // Channels that are over may have kept places which nobody needs any more.
+                            door.ring();
+                        }
+                        return turn_away(socket.as_fd(), &options, ours, why);
+                    }
                 };
                 self.insert(Item::Opening {
                     listener,
