@@ -21,8 +21,8 @@ use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, OpenError, SendE
 
 /// Children that talk at a time.
 pub(crate) const SLOTS: u64 = 2;
-/// Kills before what the survivor holds is first looked at.
-const WARM_UP: u64 = 60;
+/// Kills before what the survivor holds is first looked at: by then its heap has had the worst of everything once.
+const WARM_UP: u64 = 300;
 /// Kills after which fresh helpers go on, so that none comes near the end of its life; and the longest time.
 const ROUND: u64 = 4000;
 const ROUND_TIME: Duration = Duration::from_secs(60);
