@@ -87,7 +87,9 @@ fn every_test_that_is_named_is_there() {
 #[test]
 fn every_test_of_a_row_is_named() {
     let rows = rows();
-    for module in ["rings", "words", "segments", "identity", "waking"] {
+    for module in [
+        "rings", "words", "segments", "identity", "waking", "lending", "memory",
+    ] {
         let text = sources(module).expect("a module of this target");
         for after in text.split("#[test]\nfn ").skip(1) {
             let name = after.split('(').next().expect("a name");

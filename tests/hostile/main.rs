@@ -6,7 +6,9 @@
 //! | `liar.rs` | the hostile peer, a process of its own: by the rules up to one point |
 //! | `lies.rs` | what it writes into its ring, and which fault that is |
 //! | `rings.rs`, `words.rs` | rows S: ring words, descriptors, payload |
+//! | `lending.rs` | rows S for frames: parts, returns, what lies in them |
 //! | `segments.rs` | rows L1 to L6: segments and descriptors |
+//! | `memory.rs` | rows L1 to L6 for memory of frames |
 //! | `identity.rs` | rows L8 to L10: who is on the other side |
 //! | `waking.rs` | rows C5 and R: handlers, wake-ups, the control socket |
 //! | `catalogue.rs` | that `README.md` names a test or a reason for every row |
@@ -18,8 +20,10 @@ mod support;
 
 mod catalogue;
 mod identity;
+mod lending;
 mod liar;
 mod lies;
+mod memory;
 mod rings;
 mod segments;
 mod victim;
@@ -53,6 +57,8 @@ fn child_role() {
         segments::act,
         identity::act,
         waking::act,
+        lending::act,
+        memory::act,
     ];
     let acted = acts.iter().any(|run| run(side, act, &address));
     assert!(acted, "nobody acts `{act}`");

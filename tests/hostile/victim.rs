@@ -145,6 +145,10 @@ impl Stage {
         stage
     }
 
+    pub(crate) fn third_channel(&self) -> ChannelId {
+        self.third_channel
+    }
+
     pub(crate) fn address(&self) -> String {
         self.scratch.address()
     }
