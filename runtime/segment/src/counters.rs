@@ -68,6 +68,12 @@ impl Counters {
         cell.set(cell.get() + 1);
     }
 
+    /// Adds so many.
+    pub fn add_many(&self, counter: Counter, count: u64) {
+        let cell = &self.0[counter as usize];
+        cell.set(cell.get().wrapping_add(count));
+    }
+
     pub(crate) fn set(&self, counter: Counter, value: u64) {
         self.0[counter as usize].set(value);
     }

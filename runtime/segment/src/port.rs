@@ -10,6 +10,7 @@ use crate::batch::Next;
 use crate::descriptor::{Descriptor, Outgoing};
 use crate::frames::Loans;
 use crate::identity::{Attached, Formatted};
+use crate::lap::reached;
 use crate::layout::{
     CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, Layout, MAX_CALLS, STATE_ASLEEP, STATE_CLOSED,
     STATE_CPU, STATE_LINE, STATE_WAKE,
@@ -153,6 +154,11 @@ impl Port {
         self.counters.add(counter);
     }
 
+    /// Adds so many to a counter of this channel.
+    pub fn count_many(&self, counter: Counter, count: u64) {
+        self.counters.add_many(counter, count);
+    }
+
     /// The peer's mistake that ended this port, if any.
     pub fn fault(&self) -> Option<PeerFault> {
         self.fault.get()
@@ -286,6 +292,23 @@ impl Port {
         if let Some(call) = self.open_call(number) {
             call.set(NO_CALL);
         }
+    }
+
+    /// Slots of my ring whose messages the peer has not consumed, as far as it says. Takes a line from it, changes nothing, and leaves it
+    /// to who sends to find fault.
+    pub fn slots_in_flight(&self) -> usize {
+        let (sent, acked) = (self.tx.sent(), self.tx.acked.get());
+        let alleged = self.peer.head::<CURSOR_LINE>().load(CURSOR_CONSUMED);
+        let is_news = reached(alleged, acked) && reached(sent, alleged);
+        self.tx
+            .messages_behind(if is_news { alleged } else { acked })
+    }
+
+    /// Another number whenever credit, or frames that came back, were taken from the peer's segment: who found no room compares it, and
+    /// [`has_credit`](Self::has_credit) says whether there is something to be taken.
+    pub fn taken(&self) -> u64 {
+        let cursor = self.tx.last_cursor.get();
+        cursor.wrapping_add(self.frames.collected())
     }
 
     /// Tells the peer how much of its ring has been consumed.

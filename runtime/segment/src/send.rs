@@ -180,10 +180,14 @@ impl Sender {
 
     /// Slots in flight that hold messages.
     fn messages_in_flight(&self) -> usize {
-        let acked = self.acked.get();
+        self.messages_behind(self.acked.get())
+    }
+
+    /// The same if what was consumed is this.
+    pub(crate) fn messages_behind(&self, acked: u64) -> usize {
         let markers =
             self.lap.get().marker_in_flight(acked) + self.previous.get().marker_in_flight(acked);
-        (self.in_flight() - markers) as usize
+        self.sent().wrapping_sub(acked).wrapping_sub(markers) as usize
     }
 
     fn admits(&self, layout: Layout, slots: usize, out: Outgoing) -> bool {

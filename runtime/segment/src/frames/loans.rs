@@ -1,15 +1,14 @@
 //! A port's frames: those that it has lent to the peer, and those that it has of the peer.
 
 use crate::descriptor::{Descriptor, Outgoing};
+use crate::frames::limits::{is_a_message, shared_bytes};
 use crate::frames::pool::Name;
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
     Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
     PoolAudit, Received, Returns,
 };
-use crate::layout::{
-    MAX_GRANTED, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS, SLOT_BYTES,
-};
+use crate::layout::{MAX_GRANTED, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS, SLOT_BYTES};
 use crate::lines::{OwnLines, PeerLine};
 use crate::port::Port;
 use crate::{Counter, PeerFault, TrySendError};
@@ -26,23 +25,28 @@ const PATIENT: usize = 8;
 struct Lent {
     part: Part,
     name: Name,
+    /// Bytes of it that count against the quota.
+    shared: usize,
 }
 
 /// What a port can do with frames.
-struct Equipment {
-    pool: Rc<Pool>,
+pub(super) struct Equipment {
+    pub(super) pool: Rc<Pool>,
     courier: Box<dyn Courier>,
     /// Bytes of the longest message.
     most: usize,
 }
 
 pub(crate) struct Loans {
-    equipment: Option<Equipment>,
+    pub(super) equipment: Option<Equipment>,
     /// Memory that the peer has from us, by the numbers under which it knows it.
     given: RefCell<Vec<(Rc<Pool>, u16)>>,
     /// Bytes of it.
     passed: Cell<usize>,
     lent: RefCell<Vec<Lent>>,
+    /// Bytes of those that are shared, and how many there may be: see `limits.rs`.
+    pub(super) shared: Cell<usize>,
+    pub(super) quota: Cell<usize>,
     /// Words of the peer's free ring that were read.
     collected: Cell<u64>,
     /// Memory that we have from the peer, by its numbers.
@@ -65,6 +69,8 @@ impl Loans {
             given: RefCell::default(),
             passed: Cell::new(0),
             lent: RefCell::default(),
+            shared: Cell::new(0),
+            quota: Cell::new(usize::MAX),
             collected: Cell::new(0),
             shelf: RefCell::default(),
             taken: Cell::new(0),
@@ -74,6 +80,10 @@ impl Loans {
             is_gathered: Cell::new(false),
             returns: Rc::new(Returns::new(own)),
         }
+    }
+
+    pub(crate) fn collected(&self) -> u64 {
+        self.collected.get()
     }
 }
 
@@ -132,29 +142,17 @@ impl Port {
 
     /// Sends frames as one message, if there is room, without waiting. The caller drops them then: from now on they are lent, and
     /// come back when the receiver has done with them.
-    pub fn try_lend(&self, out: Outgoing, frames: &[Frame]) -> Result<(), TrySendError> {
-        let parts = frames.len();
-        if parts == 0 || parts > MAX_PARTS {
-            return Err(FrameError::Parts { parts }.into());
-        }
-        let len = frames.iter().map(|frame| frame.len()).sum();
-        let max = self.max_message();
-        if len > max {
-            return Err(TrySendError::TooLarge { len, max });
-        }
-        // What is kept for answers is theirs alone.
-        let most = if out.is_answer() { RETURNS } else { MAX_LOANS };
-        if self.lent() + parts > most {
-            self.collect();
-            if self.lent() + parts > most {
-                self.counters.add(Counter::Full);
-                return Err(FrameError::Lent.into());
-            }
-        }
+    pub fn try_lend<F: AsRef<Frame>>(
+        &self,
+        out: Outgoing,
+        frames: &[F],
+    ) -> Result<(), TrySendError> {
+        is_a_message(frames, self.max_message())?;
+        self.may_lend(out, frames)?;
         // To clear a list of all that are possible takes 80 ns.
-        let lent = match parts {
-            1 => self.lend_listed::<1>(out, frames),
-            _ => self.lend_listed::<MAX_PARTS>(out, frames),
+        let lent = match frames.len() {
+            1 => self.lend_listed::<1, F>(out, frames),
+            _ => self.lend_listed::<MAX_PARTS, F>(out, frames),
         };
         match lent {
             Err(TrySendError::Frame(FrameError::Foreign)) => self.send_copied(out, frames),
@@ -164,29 +162,28 @@ impl Port {
 
     /// What others share is copied where the other side of the rings is a device.
     #[cold]
-    fn send_copied(&self, out: Outgoing, frames: &[Frame]) -> Result<(), TrySendError> {
+    fn send_copied(&self, out: Outgoing, frames: &[impl AsRef<Frame>]) -> Result<(), TrySendError> {
         let copies = |has: &Equipment| has.courier.copies();
-        let shared = frames.iter().all(|frame| frame.pool().is_shared());
+        let all = frames.iter().map(AsRef::as_ref);
+        let shared = all.clone().all(|frame| frame.pool().is_shared());
         if !shared || !self.frames.equipment.as_ref().is_some_and(copies) {
             return Err(FrameError::Foreign.into());
         }
-        let bytes: Vec<u8> = frames
-            .iter()
-            .flat_map(|frame| frame.iter().copied())
-            .collect();
+        let bytes: Vec<u8> = all.flat_map(|frame| frame.iter().copied()).collect();
         self.try_send(out, &bytes)
     }
 
     /// Sends at most `MOST` frames.
     #[inline(always)]
-    fn lend_listed<const MOST: usize>(
+    fn lend_listed<const MOST: usize, F: AsRef<Frame>>(
         &self,
         out: Outgoing,
-        frames: &[Frame],
+        frames: &[F],
     ) -> Result<(), TrySendError> {
         let mut list = [[0; PART_BYTES]; MOST];
         let mut lent = [None; MOST];
-        for ((frame, bytes), lent) in frames.iter().zip(&mut list).zip(&mut lent) {
+        let all = frames.iter().map(AsRef::as_ref);
+        for ((frame, bytes), lent) in all.clone().zip(&mut list).zip(&mut lent) {
             let segment = self.number_of(frame)?;
             let (name, (begin, len)) = (frame.name(), frame.place());
             let part = Part {
@@ -197,7 +194,8 @@ impl Port {
                 len,
             };
             *bytes = part.to_bytes();
-            *lent = Some(Lent { part, name });
+            let shared = shared_bytes(frame);
+            *lent = Some(Lent { part, name, shared });
         }
         // Noted before it is published: whoever looks at the ledger finds no frame that the peer has and nobody has lent.
         let before = self.frames.lent.borrow().len();
@@ -208,28 +206,24 @@ impl Port {
             self.frames.lent.borrow_mut().truncate(before);
             return sent;
         }
-        for frame in frames {
+        for frame in all {
             frame.pool().lend(frame.name());
         }
+        let shared: usize = lent.iter().flatten().map(|lent| lent.shared).sum();
+        self.frames.shared.set(self.frames.shared.get() + shared);
         Ok(())
     }
 
     /// Lends a frame to one receiver of several. The caller drops it when the last has been sent it.
     pub fn try_publish(&self, out: Outgoing, frame: &Frozen) -> Result<(), TrySendError> {
-        self.try_lend(out, core::slice::from_ref(&frame.0))
+        self.try_lend(out, core::slice::from_ref(frame))
     }
 
     /// Whether [`try_publish`](Self::try_publish) would find room now. Passes the frame's memory on, so that only a fault, or the
     /// channel's end, can keep it from being sent if nothing else is sent before.
     pub fn can_publish(&self, out: Outgoing, frame: &Frozen) -> Result<(), TrySendError> {
         self.has_room(out)?;
-        if self.lent() >= MAX_LOANS {
-            self.collect();
-            if self.lent() >= MAX_LOANS {
-                self.counters.add(Counter::Full);
-                return Err(FrameError::Lent.into());
-            }
-        }
+        self.may_lend(out, core::slice::from_ref(frame))?;
         self.number_of(&frame.0)?;
         Ok(())
     }
@@ -321,6 +315,9 @@ impl Port {
             return false;
         };
         let ended = lent.remove(found);
+        self.frames
+            .shared
+            .set(self.frames.shared.get() - ended.shared);
         let given = self.frames.given.borrow();
         let Some((pool, _)) = given.get(usize::from(ended.part.segment)) else {
             return false;
@@ -346,12 +343,14 @@ impl Port {
         self.frames.lent.borrow().len()
     }
 
+    /// How many frames of the peer this side has: those of the message that is being handled, and those that were kept.
+    pub fn frames_held(&self) -> usize {
+        self.frames.returns.held()
+    }
+
     /// Whether the peer has frames of a pool that others share.
     pub fn has_lent_shared(&self) -> bool {
-        let given = self.frames.given.borrow();
-        let of = |lent: &Lent| given.get(usize::from(lent.part.segment));
-        let is_shared = |lent| of(lent).is_some_and(|(pool, _)| pool.is_shared());
-        self.frames.lent.borrow().iter().any(is_shared)
+        self.frames.shared.get() > 0
     }
 
     /// Where the frames of this channel's own pool are.
@@ -400,6 +399,7 @@ impl Port {
         if len > MAX_MESSAGE {
             return Err(PeerFault::Length { len });
         }
+        self.frames.returns.took(parts.len());
         self.frames.parts_of.set(number);
         self.frames.is_gathered.set(false);
         Ok(())

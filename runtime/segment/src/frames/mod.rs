@@ -17,12 +17,15 @@
 //! A receiver that dies gives everything back by dying: its channel's loans end with the port. An owner that dies leaves its
 //! memory to who has it mapped.
 
+mod error;
+mod limits;
 mod loans;
 mod pool;
 mod received;
 
+pub use error::FrameError;
 pub(crate) use loans::Loans;
-pub use pool::{Frame, FrameError, FrameMemory, Frozen, MakeFrames, Pool, PoolAudit};
+pub use pool::{Frame, FrameMemory, Frozen, MakeFrames, Pool, PoolAudit};
 pub(crate) use received::{Held, Returns};
 pub use received::{Received, Trust};
 

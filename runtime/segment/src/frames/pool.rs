@@ -1,5 +1,6 @@
 //! Where frames come from: memory in a few size classes, and the ledger that says where each frame is.
 
+use crate::frames::FrameError;
 use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -34,82 +35,6 @@ pub trait MakeFrames {
     fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError>;
 }
 
-/// Why there is no frame.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum FrameError {
-    /// Longer than any message.
-    #[error("a frame of {len} bytes is too large; the most is {max}")]
-    TooLarge {
-        /// Its length in bytes.
-        len: usize,
-        /// The longest length in bytes.
-        max: usize,
-    },
-    /// Never, with this limit.
-    #[error(
-        "a frame of {len} bytes does not fit into the pool's limit of {limit} bytes; raise it (Builder::frame_limit)"
-    )]
-    Limit {
-        /// Its length in bytes.
-        len: usize,
-        /// The pool's limit in bytes.
-        limit: usize,
-    },
-    /// All frames that are large enough are in use, and the pool may not grow: poll until some come back, then try again.
-    #[error("all frames of {len} bytes or more are in use; poll until some come back")]
-    InUse {
-        /// The length asked for in bytes.
-        len: usize,
-    },
-    /// As many frames are lent to the peer as a channel may lend: poll until some come back, then try again.
-    #[error(
-        "{} frames are lent to the peer already; poll until some come back",
-        crate::MAX_LOANS
-    )]
-    Lent,
-    /// More parts than a message may have, or none.
-    #[error("a message of {parts} frames; 1 to {} are possible", crate::MAX_PARTS)]
-    Parts {
-        /// How many were given.
-        parts: usize,
-    },
-    /// There is not as much in front of the frame, or behind it.
-    #[error("no room for {wanted} bytes in the frame, there are {room}")]
-    Room {
-        /// Bytes wanted.
-        wanted: usize,
-        /// Bytes that there are.
-        room: usize,
-    },
-    /// The frame lies in memory that is another channel's.
-    #[error("the frame belongs to another channel: take it from this one, or a shared one")]
-    Foreign,
-    /// The peer has as much memory as may be passed to it: use fewer frames of different sizes, or fewer pools.
-    #[error(
-        "the peer has been passed all that a channel may pass: {} pieces of memory, {} bytes",
-        crate::MAX_SEGMENTS,
-        crate::MAX_GRANTED
-    )]
-    Granted,
-    /// The peer has hung up, so that no memory can be passed to it any more.
-    #[error("the peer has hung up")]
-    HungUp,
-    /// This channel carries no frames.
-    #[error("this channel carries no frames")]
-    None,
-    /// The system has no memory or descriptor left, or the peer does not take it.
-    #[error("cannot {call} memory of {bytes} bytes for frames (errno {errno})")]
-    System {
-        /// What failed.
-        call: &'static str,
-        /// How many bytes.
-        bytes: usize,
-        /// The error number.
-        errno: i32,
-    },
-}
-
 /// How many frames are where, of one pool.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PoolAudit {
@@ -117,7 +42,7 @@ pub struct PoolAudit {
     pub frames: usize,
     /// In no use.
     pub free: usize,
-    /// With somebody who writes them.
+    /// With somebody here who writes them, or keeps them complete.
     pub out: usize,
     /// Lent to one receiver or several.
     pub lent: usize,
@@ -132,8 +57,8 @@ struct Entry {
     generation: u32,
     /// To how many it is lent.
     lent: u16,
-    /// Somebody has it to write.
-    out: bool,
+    /// How many values of ours stand for it: the one who writes it, or those who keep it complete.
+    out: u32,
     free: bool,
     /// This process cannot write it.
     secured: bool,
@@ -305,7 +230,7 @@ impl Pool {
         *entry = Entry {
             generation: entry.generation.wrapping_add(1),
             lent: 0,
-            out: true,
+            out: 1,
             free: false,
             secured: false,
         };
@@ -394,7 +319,7 @@ impl Pool {
         let slab = &mut slabs[usize::from(name.slab)];
         let entry = &mut slab.entries[usize::from(name.slot)];
         change(entry);
-        if !entry.out && entry.lent == 0 {
+        if entry.out == 0 && entry.lent == 0 {
             entry.free = true;
             match entry.secured {
                 false => slab.free.push(name.slot),
@@ -417,9 +342,9 @@ impl Pool {
             for (entry, listed) in slab.entries.iter().zip(listed) {
                 audit.frames += 1;
                 match (listed, entry.free, entry.out, entry.lent) {
-                    (1, true, false, 0) => audit.free += 1,
-                    (0, false, true, _) => audit.out += 1,
-                    (0, false, false, 1..) => audit.lent += 1,
+                    (1, true, 0, 0) => audit.free += 1,
+                    (0, false, 1.., _) => audit.out += 1,
+                    (0, false, 0, 1..) => audit.lent += 1,
                     _ => audit.astray += 1,
                 }
             }
@@ -498,6 +423,11 @@ impl Frame {
         &self.pool
     }
 
+    /// Bytes of memory that it takes.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     pub(crate) fn name(&self) -> Name {
         self.name
     }
@@ -521,7 +451,8 @@ impl Deref for Frame {
         // SAFETY:
         // bounds: begin + len <= stride, kept by `frame`, `set_len`, `push` and `pop`; the frame has `stride` bytes.
         // alignment: u8 needs none. initialised: FrameMemory's promise 2.
-        // aliasing: the ledger gives a frame that is out to one `Frame` only, and promise 3 excludes other processes.
+        // aliasing: the ledger gives a frame that is out to one `Frame` only, or to clones of a `Frozen`, none of which writes;
+        // promise 3 excludes other processes.
         // lifetime: a pool keeps its memory while it lives, and this holds the pool.
         unsafe { core::slice::from_raw_parts(self.at(self.begin).as_ptr(), self.len) }
     }
@@ -529,8 +460,15 @@ impl Deref for Frame {
 
 impl DerefMut for Frame {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: bounds, alignment, initialised, aliasing, lifetime: as in `deref`, and self is borrowed exclusively.
+        // SAFETY: bounds, alignment, initialised, aliasing, lifetime: as in `deref`, and self is borrowed exclusively: it is in no
+        // `Frozen`, which never gives out its frame to be written, so there is no clone of it.
         unsafe { core::slice::from_raw_parts_mut(self.at(self.begin).as_ptr(), self.len) }
+    }
+}
+
+impl AsRef<Frame> for Frame {
+    fn as_ref(&self) -> &Frame {
+        self
     }
 }
 
@@ -542,13 +480,14 @@ impl core::fmt::Debug for Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        self.pool.settle(self.name, |entry| entry.out = false);
+        self.pool.settle(self.name, |entry| entry.out -= 1);
     }
 }
 
 /// A frame that is complete: it can be read, and lent to several receivers, one after the other.
 ///
-/// Dropped, it goes back to its pool as soon as the last receiver has given it back.
+/// A clone is the same frame once more, not a copy of its bytes. When all of them were dropped it goes back to its pool as soon as the
+/// last receiver has given it back.
 #[derive(Debug)]
 pub struct Frozen(pub(crate) Frame);
 
@@ -563,6 +502,19 @@ impl Frozen {
             Ok(()) => Ok(self),
             Err(error) => Err((error, self)),
         }
+    }
+}
+
+impl Clone for Frozen {
+    fn clone(&self) -> Frozen {
+        let Frame { pool, name, .. } = &self.0;
+        pool.settle(*name, |entry| {
+            entry.out = entry.out.checked_add(1).expect("fewer than 2^32 clones");
+        });
+        Frozen(Frame {
+            pool: Rc::clone(pool),
+            ..self.0
+        })
     }
 }
 

@@ -13,6 +13,8 @@ pub(crate) struct Returns {
     own: OwnLines,
     /// How many words were written.
     count: Cell<u64>,
+    /// How many frames have come.
+    taken: Cell<u64>,
     /// Something was given back since somebody asked.
     fresh: Cell<bool>,
 }
@@ -33,6 +35,7 @@ impl Returns {
         Returns {
             own,
             count: Cell::new(0),
+            taken: Cell::new(0),
             fresh: Cell::new(false),
         }
     }
@@ -45,6 +48,16 @@ impl Returns {
         self.own.line(line).publish(place, word | lap_tag(count));
         self.count.set(count + 1);
         self.fresh.set(true);
+    }
+
+    /// So many frames have come.
+    pub(crate) fn took(&self, frames: usize) {
+        self.taken.set(self.taken.get() + frames as u64);
+    }
+
+    /// Frames that have come and were not given back yet.
+    pub(crate) fn held(&self) -> usize {
+        self.taken.get().saturating_sub(self.count.get()) as usize
     }
 
     pub(crate) fn take_fresh(&self) -> bool {

@@ -178,7 +178,7 @@ fn a_message_may_be_several_frames() {
     drop(received);
     left.collect();
     assert_eq!((left.lent(), left.audit_frames().astray), (0, 0));
-    let none = left.try_lend(Outgoing::message(1), &[]);
+    let none = left.try_lend::<Frame>(Outgoing::message(1), &[]);
     assert_eq!(none, Err(FrameError::Parts { parts: 0 }.into()));
 }
 
@@ -316,6 +316,61 @@ fn a_frame_of_another_channel_is_refused_unless_its_pool_is_shared() {
     assert!(take(&mut first) == bytes(3000, 5));
     one.collect();
     assert_eq!((shared.audit().lent, shared.audit().out), (0, 0));
+}
+
+#[test]
+fn clones_are_the_same_frame_which_is_free_after_the_last() {
+    let shared = Pool::shared(HeapMaker, LIMIT);
+    let (left, mut right) = pair();
+    let mut frame = shared.frame(3000).unwrap();
+    frame.copy_from_slice(&bytes(3000, 5));
+    let first = frame.freeze();
+    let second = first.clone();
+    assert_eq!(first.as_ptr(), second.as_ptr());
+    left.try_publish(Outgoing::message(1), &second).unwrap();
+    drop(first);
+    let audit = shared.audit();
+    assert_eq!((audit.out, audit.lent, audit.astray), (1, 0, 0));
+    drop(second);
+    let audit = shared.audit();
+    assert_eq!((audit.out, audit.lent, audit.astray), (0, 1, 0));
+    assert!(take(&mut right) == bytes(3000, 5));
+    left.collect();
+    let audit = shared.audit();
+    assert_eq!((audit.free, audit.astray), (audit.frames, 0));
+}
+
+#[test]
+fn a_peer_has_no_more_of_the_shared_frames_than_its_quota() {
+    let shared = Pool::shared(HeapMaker, LIMIT);
+    let (left, mut right) = pair();
+    // Two of a page each, and not a third.
+    let quota = 3 * 4096 - 1;
+    left.set_quota(quota);
+    let out = Outgoing::message(1);
+    let lend = |len| left.try_publish(out, &shared.frame(len).unwrap().freeze());
+    let bytes = 2 * 4096 + 4096;
+    let never = FrameError::Quota { bytes, quota };
+    assert_eq!(lend(8192), Err(never.into()));
+    lend(100).unwrap();
+    lend(100).unwrap();
+    let later = FrameError::QuotaLent { quota };
+    assert_eq!(lend(100), Err(later.into()));
+    assert_eq!(left.counters().get(Counter::Full), 1);
+    // The channel's own are another matter.
+    left.try_lend(out, &[left.frame(100).unwrap()]).unwrap();
+    assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+    let kept = right.incoming().0.frames();
+    right.consume();
+    take(&mut right);
+    assert_eq!(right.frames_held(), 1);
+    lend(100).unwrap();
+    assert_eq!(lend(100), Err(later.into()));
+    drop(kept);
+    lend(100).unwrap();
+    assert_eq!((left.lent(), left.slots_in_flight()), (3, 3));
+    (0..3).for_each(|_| drop(take(&mut right)));
+    assert_eq!((left.slots_in_flight(), right.frames_held()), (0, 0));
 }
 
 #[test]
