@@ -1,11 +1,14 @@
 //! Settings of an endpoint, each with a named default.
 
-use crate::control::{Controller, Gate, Mailbox, OpenOptions, Policy};
+use crate::control::{Admission, Controller, Gate, Mailbox, OpenOptions};
+use crate::endpoint::Due;
 use crate::neighbours::Neighbours;
 use crate::net::Hosts;
+use crate::policy::Terms;
+use crate::queue::Bounds;
 use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
-use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Wait};
+use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Policy, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::net::SocketAddrV4;
@@ -29,6 +32,10 @@ pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(1);
 
 /// How many bytes of frames a channel may have if nothing else is said.
 pub const DEFAULT_FRAME_LIMIT: usize = 256 << 20;
+/// How many messages may wait in a channel's queue if nothing else is said.
+pub const DEFAULT_QUEUE_MESSAGES: usize = 256;
+/// How many bytes they may have together if nothing else is said.
+pub const DEFAULT_QUEUE_BYTES: usize = 4 << 20;
 
 /// Collects settings, then listens or connects.
 ///
@@ -51,14 +58,15 @@ pub struct Builder<S, D> {
     state: S,
     depth: usize,
     memory: MemoryOptions,
-    admit: Policy,
     hosts: Hosts,
+    admit: Admission,
     channels: usize,
     within: Duration,
     deadline: Duration,
     wait: Wait,
     frame_limit: usize,
     devices: PhantomData<D>,
+    terms: Terms,
 }
 
 impl<D> Builder<(), D> {
@@ -77,6 +85,14 @@ impl<D> Builder<(), D> {
             wait: Wait::default(),
             frame_limit: DEFAULT_FRAME_LIMIT,
             devices: PhantomData,
+            terms: Terms {
+                policy: Policy::default(),
+                queue: Bounds {
+                    messages: DEFAULT_QUEUE_MESSAGES,
+                    bytes: DEFAULT_QUEUE_BYTES,
+                },
+                quota: None,
+            },
         }
     }
 }
@@ -97,6 +113,7 @@ impl<S, D> Builder<S, D> {
             wait: self.wait,
             frame_limit: self.frame_limit,
             devices: PhantomData,
+            terms: self.terms,
         }
     }
 
@@ -176,6 +193,32 @@ impl<S, D> Builder<S, D> {
         self
     }
 
+    /// What becomes of messages that are [offered](Endpoint::offer_to) to a channel which has no room: [`Policy::Fail`] by default.
+    /// [`Endpoint::set_policy`] chooses another one for a single channel.
+    pub fn policy(mut self, policy: Policy) -> Self {
+        self.terms.policy = policy;
+        self
+    }
+
+    /// How much may wait in the queue of each channel whose policy is [`Policy::DropOldest`]: so many messages, of which one of several
+    /// frames counts as as many, and so many bytes together. [`DEFAULT_QUEUE_MESSAGES`], at least [`MAX_PARTS`](crate::MAX_PARTS), and
+    /// [`DEFAULT_QUEUE_BYTES`] by default; a longer message than that is refused.
+    ///
+    /// The memory is taken when the policy is chosen: the bytes, at most [`MAX_INLINE`](crate::MAX_INLINE) for each message. Longer
+    /// messages wait in frames, which are as many less meanwhile.
+    pub fn queue(mut self, messages: usize, bytes: usize) -> Self {
+        self.terms.queue = Bounds { messages, bytes };
+        self
+    }
+
+    /// How many bytes of [shared frames](Endpoint::shared_frame) the peer of each channel may have at a time, so that one that keeps
+    /// them leaves some for the others; half of the [limit](Self::frame_limit) by default. A frame counts with all the memory that it
+    /// takes, its length rounded up to a size class. One that is too many finds no room, as if the ring were full.
+    pub fn shared_quota(mut self, bytes: usize) -> Self {
+        self.terms.quota = Some(bytes);
+        self
+    }
+
     /// Listens at `address`: `shm:PATH`.
     ///
     /// A socket that a dead process left at the path is replaced; a live listener, or anything that is no socket, is not.
@@ -210,7 +253,8 @@ impl<S, D> Builder<S, D> {
             all_armed: Rc::default(),
             #[cfg(feature = "tokio")]
             registered: None,
-            ending: false,
+            due: Due::default(),
+            strained: Vec::new(),
             stopping: false,
             mailbox: Mailbox::new(),
             listeners: Vec::new(),
@@ -226,6 +270,7 @@ impl<S, D> Builder<S, D> {
                 frame_limit: self.frame_limit,
             },
             frame_limit: self.frame_limit,
+            terms: self.terms,
             shared: Pool::shared(FrameMaker, self.frame_limit),
             graves: Vec::new(),
             lines: Vec::new(),

@@ -87,13 +87,13 @@ impl<S, D> Endpoint<S, D> {
     ) -> Result<(), CallError> {
         let mut waiting = Waiting::new(within);
         while let Called::NotSent(error) = called {
-            waiting.room = match error {
-                error if is_for_want_of_room(error) => Some(id),
+            let room = match error {
+                error if is_for_want_of_room(error) => self.no_room(id),
                 TrySendError::TooManyCalls => None,
                 error => return Err(CallError::NotSent(error.into())),
             };
             let handled = self.poll(BUDGET) > 0;
-            if !self.wait_unless(&mut waiting, handled) {
+            if !self.wait_for_room(&mut waiting, handled, room) {
                 return Err(CallError::NotSent(SendError::DeadlineExceeded));
             }
             let channel = self
@@ -104,7 +104,6 @@ impl<S, D> Endpoint<S, D> {
         if let Called::Answered = called {
             return Ok(());
         }
-        waiting.room = None;
         let answer = self.await_reply(id, &mut waiting)?;
         self.waited(&waiting);
         match answer {

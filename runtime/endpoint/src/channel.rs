@@ -3,6 +3,7 @@
 use crate::beside::Beside;
 use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
+use crate::policy::Flow;
 use crate::rounds::PATIENCE;
 use crate::send::wake_if_asleep;
 use std::cell::Cell;
@@ -114,6 +115,8 @@ pub(crate) struct Channel {
     pub(crate) unsettled: bool,
     /// Looks until it counts as idle; 0 if it does.
     pub(crate) looks: u16,
+    /// What becomes of messages for which there is no room.
+    pub(crate) flow: Flow,
     /// Given back when the channel is over.
     pub(crate) seat: Option<Seat>,
 }
@@ -166,6 +169,7 @@ impl Channel {
             reply_frames: None,
             unsettled: false,
             looks: PATIENCE,
+            flow: Flow::default(),
             seat: None,
         }
     }

@@ -6,7 +6,7 @@
 
 use crate::Endpoint;
 use crate::channel::{Armed, Channel, ChannelId, Ending};
-use crate::wait::FEW;
+use crate::wait::{FEW, Room};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::time::Duration;
@@ -161,8 +161,11 @@ impl<S, D> Endpoint<S, D> {
     }
 
     /// As `park` in `wait.rs`, for more channels than that can wait for.
-    pub(crate) fn park_on_descriptor(&mut self, bound: Duration, room: Option<ChannelId>) {
-        if let Some(channel) = room.and_then(|id| self.look_up(id)) {
+    pub(crate) fn park_on_descriptor(&mut self, bound: Duration, room: Option<Room>) {
+        if self.may_have_room(room) {
+            return;
+        }
+        if let Some(channel) = room.and_then(|room| self.look_up(room.channel)) {
             channel.want_room();
         }
         let armed = self.watch_connections().and_then(|watcher| {
@@ -275,7 +278,7 @@ impl<S, D> Endpoint<S, D> {
         // Whatever woke us is looked for in the ring before the next sleep.
         channel.disarm();
         let ending = channel.is_at_fault();
-        self.ending |= ending;
+        self.due.note_ending(ending);
         self.look_often(id.slot());
     }
 

@@ -6,6 +6,7 @@ use crate::control::{self, Controller, Listener, Mailbox, Notice, OpenOptions};
 use crate::graves::Grave;
 use crate::neighbours::Neighbours;
 use crate::net::{self, Line, News};
+use crate::policy::Terms;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
@@ -42,8 +43,10 @@ pub struct Endpoint<S, D> {
     pub(crate) first: usize,
     /// Whose turn it is.
     pub(crate) rounds: Rounds,
-    /// Some channel may be at its end.
-    pub(crate) ending: bool,
+    /// What a poll has to do besides.
+    pub(crate) due: Due,
+    /// Channels that are degraded.
+    pub(crate) strained: Vec<ChannelId>,
     /// Somebody wants `run` to return.
     pub(crate) stopping: bool,
     pub(crate) mailbox: Mailbox,
@@ -53,6 +56,7 @@ pub struct Endpoint<S, D> {
     /// Channels opened so far.
     pub(crate) unique: u64,
     pub(crate) options: OpenOptions,
+    pub(crate) terms: Terms,
     /// Bytes of frames that each channel may have.
     pub(crate) frame_limit: usize,
     /// Frames for any channel.
@@ -132,18 +136,22 @@ impl<S, D: Devices> Endpoint<S, D> {
 
 impl<S, D> Endpoint<S, D> {
     /// Closes a channel. The peer still receives what was sent, then learns that it was closed. Replies that have not come
-    /// yet are lost. `false` if there is no such channel.
+    /// yet are lost, and so is what waits in a [queue](crate::Policy::DropOldest) and finds no room now. `false` if there is no such channel.
     pub fn close(&mut self, channel: ChannelId) -> bool {
-        if self.channel(channel).is_none() {
-            return false;
-        }
-        if let Some(closing) = self.channels[channel.slot()].take() {
-            self.forget_connection(&closing);
-            self.count_channels();
-            hang_up(&closing, self.controller, &self.mailbox);
-            self.bury(*closing);
-        }
-        true
+        self.leave(channel).is_some()
+    }
+
+    /// Closes a channel, and returns what it has counted.
+    pub(crate) fn leave(&mut self, channel: ChannelId) -> Option<Counters> {
+        self.channel(channel)?;
+        let mut closing = self.channels[channel.slot()].take()?;
+        closing.finish_queued();
+        self.forget_connection(&closing);
+        self.count_channels();
+        hang_up(&closing, self.controller, &self.mailbox);
+        let counters = closing.port.counters().clone();
+        self.bury(*closing);
+        Some(counters)
     }
 
     /// The channels there are.
@@ -229,6 +237,8 @@ impl<S, D> Endpoint<S, D> {
         self.rounds.follow(&self.channels);
         let mut channels = self.channels.iter().flatten();
         self.shared_turns = channels.any(|channel| channel.beside.connection().is_some());
+        // Room for all of them, so that none is noted with an allocation.
+        self.strained.reserve(self.channels.len());
         self.all_armed.set(false);
         self.disarm();
     }
@@ -247,6 +257,41 @@ impl<S, D> Endpoint<S, D> {
             Some(Some(channel)) if channel.id == id => Some(channel),
             _ => None,
         }
+    }
+}
+
+/// What a poll has to do besides looking at channels: most of the time nothing, and to know that takes one comparison.
+#[derive(Debug, Default)]
+pub(crate) struct Due(u8);
+
+impl Due {
+    /// Some channel may be at its end.
+    const ENDING: u8 = 1;
+    /// Some channel is degraded.
+    const STRAINED: u8 = 2;
+
+    #[inline(always)]
+    pub(crate) fn any(&self) -> bool {
+        self.0 != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn ending(&self) -> bool {
+        self.0 & Self::ENDING != 0
+    }
+
+    #[inline(always)]
+    pub(crate) fn note_ending(&mut self, ending: bool) {
+        self.0 |= u8::from(ending) * Self::ENDING;
+    }
+
+    pub(crate) fn clear_ending(&mut self) {
+        self.0 &= !Self::ENDING;
+    }
+
+    pub(crate) fn set_strained(&mut self, strained: bool) {
+        self.0 &= !Self::STRAINED;
+        self.0 |= u8::from(strained) * Self::STRAINED;
     }
 }
 
@@ -280,7 +325,8 @@ impl<S, D> Drop for Endpoint<S, D> {
                 opened.join(0).port.close();
             }
         }
-        for channel in self.channels.drain(..).flatten() {
+        for mut channel in self.channels.drain(..).flatten() {
+            channel.finish_queued();
             hang_up(&channel, self.controller, &self.mailbox);
         }
     }

@@ -1,6 +1,7 @@
 //! What happened to the channels of an endpoint.
 
 use crate::channel::{ChannelId, PeerIdentity};
+use std::time::Duration;
 use tightbeam_segment::{Counters, PeerFault};
 
 /// Events that an endpoint keeps until they are taken.
@@ -40,6 +41,27 @@ pub enum Event {
         /// What the channel counted.
         counters: Counters,
     },
+    /// The channel had no room for what was [offered](crate::Endpoint::offer_to): its policy decides what becomes of that, until it
+    /// has recovered.
+    Degraded {
+        /// The channel.
+        channel: ChannelId,
+    },
+    /// A channel that was degraded is not any more: nothing waits, and at most half of its ring is in flight.
+    Recovered {
+        /// The channel.
+        channel: ChannelId,
+        /// How long it was degraded.
+        after: Duration,
+    },
+    /// The channel was closed by this side, because it had been degraded for as long as [`Policy::Evict`](crate::Policy::Evict)
+    /// allows. The peer still receives what was sent before.
+    Evicted {
+        /// The channel, which is no more.
+        channel: ChannelId,
+        /// What it counted.
+        counters: Counters,
+    },
 }
 
 impl Event {
@@ -49,7 +71,10 @@ impl Event {
             Event::Opened { channel, .. }
             | Event::Closed { channel, .. }
             | Event::Dead { channel, .. }
-            | Event::Faulted { channel, .. } => *channel,
+            | Event::Faulted { channel, .. }
+            | Event::Degraded { channel }
+            | Event::Recovered { channel, .. }
+            | Event::Evicted { channel, .. } => *channel,
         }
     }
 }

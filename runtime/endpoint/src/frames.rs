@@ -11,13 +11,9 @@
 
 use crate::channel::{Called, Channel, ChannelId};
 use crate::send::{not_sent, wake_if_asleep};
-use crate::wait::Waiting;
 use crate::{CallError, Endpoint, NotSent, SendError};
 use std::time::Duration;
 use tightbeam_segment::{Frame, Frozen, Outgoing, PoolAudit, Received};
-
-/// Messages handled between two attempts.
-const BUDGET: usize = 64;
 
 /// What a message may be moved in: a [`Frame`], a [`Frozen`] one, or an array or a vector of frames. Never a reference: they are
 /// given away.
@@ -30,11 +26,18 @@ mod sealed {
 
     pub trait List {
         fn list(&self) -> &[Frame];
+
+        /// Hands over each of them, complete.
+        fn complete(self, to: &mut dyn FnMut(Frozen));
     }
 
     impl List for Frame {
         fn list(&self) -> &[Frame] {
             std::slice::from_ref(self)
+        }
+
+        fn complete(self, to: &mut dyn FnMut(Frozen)) {
+            to(self.freeze());
         }
     }
 
@@ -42,17 +45,29 @@ mod sealed {
         fn list(&self) -> &[Frame] {
             std::slice::from_ref(self.as_ref())
         }
+
+        fn complete(self, to: &mut dyn FnMut(Frozen)) {
+            to(self);
+        }
     }
 
     impl<const N: usize> List for [Frame; N] {
         fn list(&self) -> &[Frame] {
             self
         }
+
+        fn complete(self, to: &mut dyn FnMut(Frozen)) {
+            self.into_iter().map(Frame::freeze).for_each(to);
+        }
     }
 
     impl List for Vec<Frame> {
         fn list(&self) -> &[Frame] {
             self
+        }
+
+        fn complete(self, to: &mut dyn FnMut(Frozen)) {
+            self.into_iter().map(Frame::freeze).for_each(to);
         }
     }
 }
@@ -110,21 +125,9 @@ impl<S, D> Endpoint<S, D> {
         len: usize,
         within: Duration,
     ) -> Result<Frame, SendError> {
-        let mut waiting = Waiting::for_room(within, channel);
-        loop {
-            match self.try_frame_for(channel, len) {
-                Ok(frame) => {
-                    self.waited(&waiting);
-                    return Ok(frame);
-                }
-                Err(SendError::Full) => {}
-                Err(error) => return Err(error),
-            }
-            let handled = self.poll(BUDGET) > 0;
-            if !self.wait_unless(&mut waiting, handled) {
-                return Err(SendError::DeadlineExceeded);
-            }
-        }
+        self.with_room(channel, within, |endpoint| {
+            endpoint.try_frame_for(channel, len)
+        })
     }
 
     /// A frame of `len` bytes to be sent over this channel, and no other: its peer can read all of the channel's frames, and
@@ -187,21 +190,10 @@ impl<S, D> Endpoint<S, D> {
         frames: F,
         within: Duration,
     ) -> Result<(), NotSent<F>> {
-        let mut waiting = Waiting::for_room(within, channel);
-        loop {
-            match self.try_lend(channel, handler, frames.list()) {
-                Ok(()) => {
-                    self.waited(&waiting);
-                    return Ok(());
-                }
-                Err(SendError::Full) => {}
-                Err(error) => return Err(NotSent::new(error, frames)),
-            }
-            let handled = self.poll(BUDGET) > 0;
-            if !self.wait_unless(&mut waiting, handled) {
-                return Err(NotSent::new(SendError::DeadlineExceeded, frames));
-            }
-        }
+        let sent = self.with_room(channel, within, |endpoint| {
+            endpoint.try_lend(channel, handler, frames.list())
+        });
+        sent.map_err(|error| NotSent::new(error, frames))
     }
 
     /// Sends a frame, or several as one message, if there is room, without waiting. See

@@ -27,10 +27,13 @@ mod event;
 mod frames;
 mod graves;
 mod handler;
+mod load;
 mod neighbours;
 mod net;
 mod path;
+mod policy;
 mod poll;
+mod queue;
 #[cfg(feature = "tokio")]
 mod ready;
 mod rounds;
@@ -41,7 +44,7 @@ mod wait;
 pub use address::Address;
 pub use builder::{
     Builder, DEFAULT_DEADLINE, DEFAULT_DEPTH, DEFAULT_FRAME_LIMIT, DEFAULT_MAX_CHANNELS,
-    DEFAULT_OPEN_WITHIN,
+    DEFAULT_OPEN_WITHIN, DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_MESSAGES,
 };
 pub use channel::{ChannelId, PeerIdentity};
 pub use control::{Openings, Stopper};
@@ -52,7 +55,9 @@ pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
 pub use frames::{Frames, Response};
 pub use handler::{Handler, Handlers, Message, Reply};
+pub use load::Load;
 pub use path::Stage;
+pub use policy::{Offered, Policy};
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;

@@ -6,6 +6,7 @@ use crate::connection::{Carrier, Connection};
 use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
 use crate::net::{Line, Opened};
+use crate::policy::Flow;
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
 use std::rc::Rc;
@@ -41,8 +42,8 @@ impl<S, D> Endpoint<S, D> {
             0 | 1 => self.poll_only(budget, spins),
             _ => self.poll_many(budget, spins),
         };
-        if self.ending {
-            self.reap();
+        if self.due.any() {
+            self.do_what_is_due();
         }
         handled
     }
@@ -52,7 +53,7 @@ impl<S, D> Endpoint<S, D> {
         match self.channels.get_mut(self.first) {
             Some(Some(channel)) => {
                 let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
-                self.ending |= channel.is_at_fault();
+                self.due.note_ending(channel.is_at_fault());
                 handled
             }
             _ => 0,
@@ -171,7 +172,7 @@ impl<S, D> Endpoint<S, D> {
     pub(crate) fn note_ending(&mut self, label: u64, ending: Ending) {
         if let Some(channel) = self.channel(ChannelId(label)) {
             channel.note_ending(ending);
-            self.ending = true;
+            self.due.note_ending(true);
             self.look_often(ChannelId(label).slot());
         }
     }
@@ -230,7 +231,10 @@ impl<S, D> Endpoint<S, D> {
     }
 
     /// Gives a channel its place.
-    fn seat(&mut self, channel: Channel) {
+    fn seat(&mut self, mut channel: Channel) {
+        channel.flow = Flow::new(&self.terms);
+        let quota = self.terms.quota.unwrap_or(self.frame_limit / 2);
+        channel.port.set_quota(quota);
         let slot = channel.id.slot();
         let channel = Some(Box::new(channel));
         match self.channels.get_mut(slot) {
@@ -240,10 +244,20 @@ impl<S, D> Endpoint<S, D> {
         self.count_channels();
     }
 
-    /// Takes out channels that have ended and are drained.
     #[cold]
-    pub(crate) fn reap(&mut self) {
-        self.ending = false;
+    #[inline(never)]
+    pub(crate) fn do_what_is_due(&mut self) {
+        if self.due.ending() {
+            self.reap();
+        }
+        if !self.strained.is_empty() {
+            self.relieve_all();
+        }
+    }
+
+    /// Takes out channels that have ended and are drained.
+    fn reap(&mut self) {
+        self.due.clear_ending();
         for slot in 0..self.channels.len() {
             let Some(channel) = &mut self.channels[slot] else {
                 continue;
@@ -253,16 +267,17 @@ impl<S, D> Endpoint<S, D> {
             };
             match verdict(channel, ending) {
                 Verdict::Over(end) => self.remove(slot, end),
-                Verdict::Drains => self.ending = true,
+                Verdict::Drains => self.due.note_ending(true),
                 Verdict::Waits => {}
             }
         }
     }
 
     fn remove(&mut self, slot: usize, end: End) {
-        let Some(ended) = self.channels[slot].take() else {
+        let Some(mut ended) = self.channels[slot].take() else {
             return;
         };
+        ended.drop_queued();
         self.forget_connection(&ended);
         self.count_channels();
         match &ended.beside {

@@ -52,7 +52,7 @@ impl<S, D> Endpoint<S, D> {
                 0..=FEW => self.look_at_all(budget),
                 _ => self.look_at_some(budget),
             };
-            if handled > 0 || spins == 0 || self.ending || self.mailbox.rang() {
+            if handled > 0 || spins == 0 || self.due.ending() || self.mailbox.rang() {
                 return handled;
             }
             spins -= 1;
@@ -118,7 +118,7 @@ impl<S, D> Endpoint<S, D> {
                 PATIENCE
             }
         };
-        self.ending |= channel.is_at_fault();
+        self.due.note_ending(channel.is_at_fault());
         handled
     }
 

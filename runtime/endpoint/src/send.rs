@@ -62,10 +62,10 @@ pub(crate) fn not_sent(channel: &Channel, error: TrySendError) -> SendError {
 
 /// Whether it is worth trying again after the receiver has consumed something.
 pub(crate) fn is_for_want_of_room(error: TrySendError) -> bool {
-    use FrameError::{InUse, Lent};
+    use FrameError::{InUse, Lent, QuotaLent};
     matches!(
         error,
-        TrySendError::Full | TrySendError::Frame(InUse { .. } | Lent)
+        TrySendError::Full | TrySendError::Frame(InUse { .. } | Lent | QuotaLent { .. })
     )
 }
 
@@ -145,23 +145,10 @@ impl<S, D> Endpoint<S, D> {
     /// Sends a batch over the endpoint's first channel, waiting for room until the endpoint's deadline. Unless it was sent
     /// the batch stays as it is.
     pub fn send_batch(&mut self, batch: &mut Batch) -> Result<(), SendError> {
-        /// Messages handled between two attempts.
-        const BUDGET: usize = 64;
         let channel = self.first().ok_or(SendError::NoChannel)?;
-        let mut waiting = Waiting::for_room(self.deadline, channel);
-        loop {
-            match self.try_send_batch_to(channel, batch) {
-                Err(SendError::Full) => {}
-                other => {
-                    self.waited(&waiting);
-                    return other;
-                }
-            }
-            let handled = self.poll(BUDGET) > 0;
-            if !self.wait_unless(&mut waiting, handled) {
-                return Err(SendError::DeadlineExceeded);
-            }
-        }
+        self.with_room(channel, self.deadline, |endpoint| {
+            endpoint.try_send_batch_to(channel, batch)
+        })
     }
 
     /// Sends over the endpoint's first channel, waiting for room until the endpoint's deadline.
@@ -188,22 +175,45 @@ impl<S, D> Endpoint<S, D> {
         payload: &[u8],
         within: Duration,
     ) -> Result<(), SendError> {
+        self.with_room(channel, within, |endpoint| {
+            endpoint.try_send_to(channel, handler, payload)
+        })
+    }
+
+    /// Tries until there is room in a channel, at most as long as `within`. Meanwhile what arrives is handled; the time is counted.
+    pub(crate) fn with_room<T>(
+        &mut self,
+        channel: ChannelId,
+        within: Duration,
+        mut attempt: impl FnMut(&mut Self) -> Result<T, SendError>,
+    ) -> Result<T, SendError> {
         /// Messages handled between two attempts.
         const BUDGET: usize = 64;
-        let mut waiting = Waiting::for_room(within, channel);
+        let mut waiting = Waiting::new(within);
         loop {
-            match self.try_send_to(channel, handler, payload) {
+            match attempt(self) {
                 Err(SendError::Full) => {}
                 other => {
                     self.waited(&waiting);
+                    self.count_blocked(channel, &waiting);
                     return other;
                 }
             }
+            let room = self.no_room(channel);
             let handled = self.poll(BUDGET) > 0;
-            if !self.wait_unless(&mut waiting, handled) {
+            if !self.wait_for_room(&mut waiting, handled, room) {
+                self.count_blocked(channel, &waiting);
                 return Err(SendError::DeadlineExceeded);
             }
         }
+    }
+
+    fn count_blocked(&self, channel: ChannelId, waiting: &Waiting) {
+        let (Some(since), Some(channel)) = (waiting.since, self.look_up(channel)) else {
+            return;
+        };
+        let ns = since.elapsed().as_nanos() as u64;
+        channel.port.count_many(Counter::BlockedNs, ns);
     }
 
     /// Sends a typed message over the endpoint's first channel, without waiting. If there is no room the message comes back.

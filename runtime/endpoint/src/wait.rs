@@ -41,31 +41,27 @@ const LEAST_LOOKS: u32 = 1;
 pub(crate) struct Waiting {
     within: Duration,
     /// Set at the first look at the clock, so that a quick wait never looks.
-    deadline: Option<Instant>,
+    pub(crate) since: Option<Instant>,
     looks: u32,
     slept: bool,
-    /// The channel in whose send ring there shall be room.
-    pub(crate) room: Option<ChannelId>,
 }
 
 impl Waiting {
     pub(crate) fn new(within: Duration) -> Waiting {
         Waiting {
             within,
-            deadline: None,
+            since: None,
             looks: 0,
             slept: false,
-            room: None,
         }
     }
+}
 
-    /// As [`new`](Self::new), for room in a channel's send ring.
-    pub(crate) fn for_room(within: Duration, channel: ChannelId) -> Waiting {
-        Waiting {
-            room: Some(channel),
-            ..Waiting::new(within)
-        }
-    }
+/// A channel in which there was no room, and what had been taken of its credit then.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    pub(crate) channel: ChannelId,
+    pub(crate) taken: u64,
 }
 
 /// How many fruitless looks an adaptive endpoint makes before it sleeps.
@@ -112,11 +108,20 @@ impl<S, D> Endpoint<S, D> {
     /// sending must not keep a deadline from passing.
     #[cold]
     pub(crate) fn wait_unless(&mut self, waiting: &mut Waiting, handled: bool) -> bool {
+        self.wait_for_room(waiting, handled, None)
+    }
+
+    /// As [`wait_unless`](Self::wait_unless), and room in a channel ends it too.
+    #[cold]
+    pub(crate) fn wait_for_room(
+        &mut self,
+        waiting: &mut Waiting,
+        handled: bool,
+        room: Option<Room>,
+    ) -> bool {
         let now = Instant::now();
-        let deadline = *waiting
-            .deadline
-            .get_or_insert_with(|| now.checked_add(waiting.within).unwrap_or(now + FOREVER));
-        if now >= deadline {
+        let gone = now - *waiting.since.get_or_insert(now);
+        if gone >= waiting.within {
             return false;
         }
         if handled {
@@ -132,7 +137,7 @@ impl<S, D> Endpoint<S, D> {
         match self.shall_sleep(waiting.looks) {
             true => {
                 waiting.slept = true;
-                self.park(deadline - now, waiting.room);
+                self.park(waiting.within - gone, room);
             }
             false => std::hint::spin_loop(),
         }
@@ -147,6 +152,20 @@ impl<S, D> Endpoint<S, D> {
         }
     }
 
+    /// That there is no room in this channel, from now on until it is waited for.
+    pub(crate) fn no_room(&self, channel: ChannelId) -> Option<Room> {
+        let taken = self.look_up(channel)?.port.taken();
+        Some(Room { channel, taken })
+    }
+
+    /// Whether the peer has made some since. What it said may have been taken already by who looked for something else.
+    pub(crate) fn may_have_room(&self, room: Option<Room>) -> bool {
+        let found = room.and_then(|room| Some((room, self.look_up(room.channel)?)));
+        found.is_some_and(|(room, channel)| {
+            channel.port.has_credit() || channel.port.taken() != room.taken
+        })
+    }
+
     fn shall_sleep(&self, looks: u32) -> bool {
         match self.wait {
             Wait::Spin => false,
@@ -157,7 +176,7 @@ impl<S, D> Endpoint<S, D> {
 
     /// Sleeps until a peer or the control thread wakes this thread, at most for `bound` and [`BOUND`].
     #[cold]
-    fn park(&mut self, bound: Duration, room: Option<ChannelId>) {
+    fn park(&mut self, bound: Duration, room: Option<Room>) {
         let bound = bound.min(BOUND);
         if self.live > FEW || !self.lines.is_empty() {
             self.park_on_descriptor(bound, room);
@@ -174,8 +193,7 @@ impl<S, D> Endpoint<S, D> {
         // Without the barrier a peer may miss that we sleep; the bound then limits what that costs.
         let _ = wake::barrier();
         let count = 1 + self.live;
-        let room = room.and_then(|id| self.look_up(id));
-        let has_room = room.is_some_and(|channel| channel.port.has_credit());
+        let has_room = self.may_have_room(room) || self.has_room_for_queued();
         if !has_room && !self.mailbox.rang() && !ports().any(Port::has_arrival) {
             wake::wait_any(&watched[..count], bound);
             self.spin_budget.punish();
@@ -183,9 +201,6 @@ impl<S, D> Endpoint<S, D> {
         ports().for_each(|port| port.set_asleep(Asleep::No));
     }
 }
-
-/// A deadline that is too far away to be computed.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
 
 fn watch(port: &Port) -> Watched<'_> {
     Watched {

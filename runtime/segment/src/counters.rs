@@ -26,12 +26,22 @@ counters! {
     Sent = "sent",
     /// Messages taken out of the receive ring: handled, given to their caller, or counted below as dropped.
     Received = "received",
+    /// Messages offered to the channel's policy, which took them: each was sent, waits in the queue, or was dropped and counted below.
+    Offered = "offered",
     /// Messages dropped because no handler is registered for their index; a caller is told.
     DropNoHandler = "drop_no_handler",
     /// Typed messages dropped because their bytes are not of that type; a caller is told.
     DropMalformed = "drop_malformed",
     /// Replies dropped because their caller had given up waiting.
     DropLateReply = "drop_late_reply",
+    /// Offered messages dropped because there was no room for them.
+    DropNewest = "drop_newest",
+    /// Offered messages dropped in the queue to keep newer ones instead.
+    DropOldest = "drop_oldest",
+    /// Offered messages dropped because there was no room for them and the peer was about to be evicted.
+    DropEvict = "drop_evict",
+    /// Offered messages that were in the queue when the channel ended, or its policy was changed.
+    DropQueued = "drop_queued",
     /// Replies that a handler gave to a message that was sent, not called; nothing is sent.
     ReplyUnwanted = "reply_unwanted",
     /// Calls whose handler returned without replying; the caller is told.
@@ -40,6 +50,8 @@ counters! {
     HandlerUnwound = "handler_unwound",
     /// Times the send ring had no room.
     Full = "full",
+    /// Nanoseconds spent waiting for room to send, or for a frame.
+    BlockedNs = "blocked_ns",
     /// Times the send ring started over at its first slot while it was drained (hot set).
     Restarts = "restarts",
     /// Times the peer was asleep and was woken.

@@ -300,8 +300,11 @@ impl Port {
         let (sent, acked) = (self.tx.sent(), self.tx.acked.get());
         let alleged = self.peer.head::<CURSOR_LINE>().load(CURSOR_CONSUMED);
         let is_news = reached(alleged, acked) && reached(sent, alleged);
-        self.tx
-            .messages_behind(if is_news { alleged } else { acked })
+        let consumed = if is_news { alleged } else { acked };
+        let laps = [&self.tx.lap, &self.tx.previous];
+        let markers = laps.map(|lap| lap.get().marker_in_flight(consumed));
+        let slots = sent.wrapping_sub(consumed);
+        slots.wrapping_sub(markers.iter().sum()) as usize
     }
 
     /// Another number whenever credit, or frames that came back, were taken from the peer's segment: who found no room compares it, and

@@ -180,14 +180,10 @@ impl Sender {
 
     /// Slots in flight that hold messages.
     fn messages_in_flight(&self) -> usize {
-        self.messages_behind(self.acked.get())
-    }
-
-    /// The same if what was consumed is this.
-    pub(crate) fn messages_behind(&self, acked: u64) -> usize {
+        let acked = self.acked.get();
         let markers =
             self.lap.get().marker_in_flight(acked) + self.previous.get().marker_in_flight(acked);
-        self.sent().wrapping_sub(acked).wrapping_sub(markers) as usize
+        (self.in_flight() - markers) as usize
     }
 
     fn admits(&self, layout: Layout, slots: usize, out: Outgoing) -> bool {

@@ -1,6 +1,6 @@
 //! Who may open a channel, how many may be open, and how many were turned away.
 
-use super::Policy;
+use super::Admission;
 use super::wire::Refusal;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -45,7 +45,7 @@ pub(crate) enum Outcome {
 
 /// Shared by an endpoint, its listeners, and the control thread.
 pub(crate) struct Gate {
-    policy: Policy,
+    policy: Admission,
     most: usize,
     taken: AtomicUsize,
     opened: AtomicU64,
@@ -57,7 +57,7 @@ pub(crate) struct Gate {
 
 impl Gate {
     /// Admits by `policy`, and at most `most` channels at a time.
-    pub(crate) fn new(policy: Policy, most: usize) -> Arc<Gate> {
+    pub(crate) fn new(policy: Admission, most: usize) -> Arc<Gate> {
         Arc::new(Gate {
             policy,
             most,

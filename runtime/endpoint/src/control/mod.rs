@@ -35,7 +35,7 @@ use tightbeam_sys::control::Credentials;
 use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory};
 
 /// Decides by a peer's credentials whether it may have a channel.
-pub(crate) type Policy = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
+pub(crate) type Admission = Arc<dyn Fn(&Credentials) -> bool + Send + Sync>;
 
 /// What each channel of an endpoint is opened with.
 #[derive(Clone)]

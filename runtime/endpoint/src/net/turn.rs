@@ -28,8 +28,8 @@ impl<S, D> Endpoint<S, D> {
             for line in &self.lines {
                 line.end_turn();
             }
-            if self.ending {
-                self.reap();
+            if self.due.any() {
+                self.do_what_is_due();
             }
             if handled > 0 || came > 0 || spins == 0 || self.mailbox.rang() {
                 return handled;
