@@ -33,6 +33,7 @@ mod net;
 mod path;
 mod policy;
 mod poll;
+mod publish;
 mod queue;
 #[cfg(feature = "tokio")]
 mod ready;
@@ -58,6 +59,7 @@ pub use handler::{Handler, Handlers, Message, Reply};
 pub use load::Load;
 pub use path::Stage;
 pub use policy::{Offered, Policy};
+pub use publish::Published;
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
