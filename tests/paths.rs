@@ -31,12 +31,17 @@ fn content(ticket: u64) -> Vec<u8> {
 
 struct Worker {
     number: usize,
+    /// The stage before has ended: it will be nobody's turn any more.
+    cut_off: bool,
     stage: Stage<u64>,
     due: Vec<(u64, u64, Received)>,
 }
 
 fn take_frame(worker: &mut Worker, message: Message<'_>, _: Reply<'_>) {
     let frame = message.frames().expect("a frame");
+    if worker.cut_off {
+        return;
+    }
     let mut ticket = [0; 8];
     assert_eq!(frame.copy_to(0, &mut ticket), 8);
     let ticket = u64::from_ne_bytes(ticket);
@@ -62,6 +67,7 @@ fn stage(number: usize, address: &str) {
     let at = |number: usize| format!("{address}-{number}");
     let worker = Worker {
         number,
+        cut_off: false,
         stage: Stage::new(64),
         due: Vec::new(),
     };
@@ -83,6 +89,7 @@ fn stage(number: usize, address: &str) {
         while let Some(event) = endpoint.next_event() {
             if let Event::Dead { .. } = event {
                 endpoint.state_mut().stage.clear();
+                endpoint.state_mut().cut_off = true;
             }
         }
         for (ticket, sum, frame) in std::mem::take(&mut endpoint.state_mut().due) {
