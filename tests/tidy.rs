@@ -39,7 +39,14 @@ const ALLOWED: &[(&str, &[&str])] = &[
     // tokio and futures-util: for the feature `tokio` only.
     (
         "runtime/endpoint",
-        &["futures-util", "thiserror", "tokio", "zerocopy"],
+        &[
+            // For the queue of worker threads.
+            "crossbeam-channel",
+            "futures-util",
+            "thiserror",
+            "tokio",
+            "zerocopy",
+        ],
     ),
     (".", &[]),
     // tokio: for `bench wait`.

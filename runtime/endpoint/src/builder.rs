@@ -8,6 +8,7 @@ use crate::policy::Terms;
 use crate::queue::Bounds;
 use crate::rounds::Rounds;
 use crate::wait::SpinBudget;
+use crate::workers::{Plan, Workers};
 use crate::{Credentials, Devices, Endpoint, Handlers, OpenError, Policy, Wait};
 use std::collections::VecDeque;
 use std::marker::PhantomData;
@@ -16,6 +17,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 use tightbeam_segment::{Layout, MAX_GRANTED, Pool};
+use tightbeam_sys::Errno;
 use tightbeam_sys::control::own_uid;
 use tightbeam_sys::frames::FrameMaker;
 use tightbeam_sys::memory::{MemoryOptions, Want};
@@ -65,6 +67,7 @@ pub struct Builder<S, D> {
     deadline: Duration,
     wait: Wait,
     frame_limit: usize,
+    workers: Option<Plan>,
     devices: PhantomData<D>,
     terms: Terms,
 }
@@ -84,6 +87,7 @@ impl<D> Builder<(), D> {
             deadline: DEFAULT_DEADLINE,
             wait: Wait::default(),
             frame_limit: DEFAULT_FRAME_LIMIT,
+            workers: None,
             devices: PhantomData,
             terms: Terms {
                 policy: Policy::default(),
@@ -112,6 +116,7 @@ impl<S, D> Builder<S, D> {
             deadline: self.deadline,
             wait: self.wait,
             frame_limit: self.frame_limit,
+            workers: self.workers,
             devices: PhantomData,
             terms: self.terms,
         }
@@ -120,6 +125,13 @@ impl<S, D> Builder<S, D> {
     /// The handler table; empty by default.
     pub fn handlers(mut self, handlers: Handlers<S>) -> Self {
         self.handlers = handlers;
+        self
+    }
+
+    /// Threads that handle some of the messages, instead of the endpoint's own: those that take long. They start with the endpoint;
+    /// dropping it waits for what they are at.
+    pub fn workers<T: Send + Sync + 'static>(mut self, workers: Workers<T>) -> Self {
+        self.workers = Some(workers.plan());
         self
     }
 
@@ -242,8 +254,17 @@ impl<S, D> Builder<S, D> {
     }
 
     fn build(self) -> Result<Endpoint<S, D>, OpenError> {
+        let (mut handlers, mut jobs) = (self.handlers, None);
+        if let Some(plan) = self.workers {
+            handlers = plan.register(handlers);
+            let started = plan.start().map_err(|error| OpenError::System {
+                call: "start the workers' threads",
+                errno: Errno::from_io_error(&error).unwrap_or(Errno::AGAIN),
+            })?;
+            jobs = Some(Rc::new(started));
+        }
         Ok(Endpoint {
-            handlers: self.handlers,
+            handlers,
             state: self.state,
             channels: Vec::new(),
             live: 0,
@@ -260,6 +281,7 @@ impl<S, D> Builder<S, D> {
             listeners: Vec::new(),
             events: VecDeque::new(),
             lost_events: 0,
+            lost_answers: 0,
             unique: 0,
             options: OpenOptions {
                 layout: Layout::new(self.depth)?,
@@ -281,6 +303,7 @@ impl<S, D> Builder<S, D> {
             spin_budget: SpinBudget::new(),
             neighbours: Neighbours::default(),
             deadline: self.deadline,
+            jobs,
             controller: Controller::get()?,
             one_thread: PhantomData,
         })

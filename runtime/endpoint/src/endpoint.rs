@@ -10,6 +10,7 @@ use crate::policy::Terms;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::SpinBudget;
+use crate::workers::Jobs;
 use crate::{Address, Builder, Devices, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::cell::Cell;
 use std::collections::VecDeque;
@@ -53,6 +54,7 @@ pub struct Endpoint<S, D> {
     pub(crate) listeners: Vec<Listener>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) lost_events: u64,
+    pub(crate) lost_answers: u64,
     /// Channels opened so far.
     pub(crate) unique: u64,
     pub(crate) options: OpenOptions,
@@ -81,6 +83,8 @@ pub struct Endpoint<S, D> {
     #[cfg(feature = "tokio")]
     pub(crate) registered: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
     pub(crate) deadline: Duration,
+    /// Threads that handle some of the messages.
+    pub(crate) jobs: Option<Rc<Jobs>>,
     pub(crate) controller: &'static Controller,
     /// Neither `Send` nor `Sync`; and where devices come from.
     pub(crate) one_thread: PhantomData<*const D>,
@@ -311,7 +315,13 @@ impl<S, D> Drop for Endpoint<S, D> {
         // A fork has a copy of an endpoint, but neither its segments nor its control thread, and the path is its parent's.
         if self.controller.is_of_a_parent() {
             self.listeners.drain(..).for_each(std::mem::forget);
+            if let Some(jobs) = &self.jobs {
+                jobs.leave_to_parent();
+            }
             return;
+        }
+        if let Some(jobs) = &self.jobs {
+            jobs.stop();
         }
         for listener in self.listeners.drain(..) {
             let id = listener.id;

@@ -4,6 +4,7 @@
 //! by a bounded index instead of an address, so that no peer needs to be trusted.
 
 use crate::channel::ChannelId;
+use crate::later::{Desk, Later};
 use crate::send::wake_from_handler;
 use crate::{NotSent, SendError, TypedMessage};
 use tightbeam_segment::{
@@ -244,6 +245,34 @@ impl<'a> Reply<'a> {
         self.0.try_send(Outgoing::message(handler), payload)?;
         wake_from_handler(self.0);
         Ok(())
+    }
+
+    /// Takes the right to answer elsewhere: it may be given to another thread, and answered after the handler has returned.
+    ///
+    /// # Panics
+    ///
+    /// Where no endpoint has received the message.
+    pub fn later(self) -> Later {
+        let desk = self
+            .desk()
+            .expect("every channel of an endpoint has a desk");
+        let later = self.later_too(desk);
+        self.leave();
+        later
+    }
+
+    /// The same right once more; one of both must not be used.
+    pub(crate) fn later_too(&self, desk: &Desk) -> Later {
+        Later::new(desk, self.0)
+    }
+
+    /// Says nothing: the answer is somebody else's.
+    pub(crate) fn leave(self) {
+        std::mem::forget(self);
+    }
+
+    pub(crate) fn desk(&self) -> Option<&'a Desk> {
+        Desk::of(self.0)
     }
 
     pub(crate) fn count(&self, counter: Counter) {

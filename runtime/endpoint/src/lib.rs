@@ -27,6 +27,7 @@ mod event;
 mod frames;
 mod graves;
 mod handler;
+mod later;
 mod load;
 mod neighbours;
 mod net;
@@ -41,6 +42,7 @@ mod rounds;
 mod send;
 mod typed;
 mod wait;
+mod workers;
 
 pub use address::Address;
 pub use builder::{
@@ -56,6 +58,7 @@ pub use error::{AddressError, CallError, OpenError, RunError, SendError};
 pub use event::{Event, MAX_EVENTS};
 pub use frames::{Frames, Response};
 pub use handler::{Handler, Handlers, Message, Reply};
+pub use later::Later;
 pub use load::Load;
 pub use path::Stage;
 pub use policy::{Offered, Policy};
@@ -63,6 +66,7 @@ pub use publish::Published;
 pub use send::NotSent;
 pub use typed::{Handle, TypedMessage, TypedReply};
 pub use wait::Wait;
+pub use workers::Workers;
 
 pub use tightbeam_segment::{
     Audit, Batch, Capabilities, Counter, Counters, Device, DeviceError, DeviceStatus, Finding,

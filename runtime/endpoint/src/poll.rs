@@ -5,10 +5,12 @@ use crate::channel::{Channel, ChannelId, Ending, PeerIdentity};
 use crate::connection::{Carrier, Connection};
 use crate::control::{Notice, Watch};
 use crate::event::MAX_EVENTS;
+use crate::later::Desk;
 use crate::net::{Line, Opened};
 use crate::policy::Flow;
 use crate::wait::Waiting;
 use crate::{Endpoint, Event, RunError};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -158,6 +160,7 @@ impl<S, D> Endpoint<S, D> {
                         None => {}
                     }
                 }
+                Notice::Answered(answered) => self.send_answer(answered),
             }
         }
     }
@@ -235,6 +238,11 @@ impl<S, D> Endpoint<S, D> {
         channel.flow = Flow::new(&self.terms);
         let quota = self.terms.quota.unwrap_or(self.frame_limit / 2);
         channel.port.set_quota(quota);
+        channel.port.accompany(Desk {
+            door: self.mailbox.door(),
+            jobs: self.jobs.clone(),
+            queued: Cell::new(0),
+        });
         let slot = channel.id.slot();
         let channel = Some(Box::new(channel));
         match self.channels.get_mut(slot) {

@@ -32,6 +32,8 @@ counters! {
     DropNoHandler = "drop_no_handler",
     /// Typed messages dropped because their bytes are not of that type; a caller is told.
     DropMalformed = "drop_malformed",
+    /// Messages for a pool of threads dropped because it has as many as it takes; a caller is told.
+    DropQueueFull = "drop_queue_full",
     /// Replies dropped because their caller had given up waiting.
     DropLateReply = "drop_late_reply",
     /// Offered messages dropped because there was no room for them.

@@ -21,6 +21,8 @@ use crate::scratch::Scratch;
 use crate::send::Sender;
 use crate::sync::compiler_barrier;
 use crate::{Counter, Counters, PeerFault};
+use alloc::boxed::Box;
+use core::any::Any;
 use core::cell::Cell;
 
 /// Stands where no call is open.
@@ -73,6 +75,7 @@ pub struct Port {
     pub(crate) counters: Counters,
     /// What the peer was told last of where we run, counted from 1.
     cpu: Cell<u64>,
+    companion: Option<Box<dyn Any>>,
     label: u64,
 }
 
@@ -107,6 +110,7 @@ impl Port {
             fault: Cell::new(None),
             counters: Counters::default(),
             cpu: Cell::new(0),
+            companion: None,
             label,
         };
         port.publish_cursor();
@@ -121,6 +125,16 @@ impl Port {
     /// The same port with another number.
     pub fn labelled(self, label: u64) -> Port {
         Port { label, ..self }
+    }
+
+    /// Gives the port something that whoever has a reference to it finds again, as handlers do.
+    pub fn accompany(&mut self, companion: impl Any) {
+        self.companion = Some(Box::new(companion));
+    }
+
+    /// What was [given](Self::accompany) to the port, if it is of this type.
+    pub fn companion<T: Any>(&self) -> Option<&T> {
+        self.companion.as_ref()?.downcast_ref()
     }
 
     /// The shape of my segment.

@@ -1,13 +1,14 @@
-//! What the control thread has for one endpoint.
+//! What the control thread, and others that work for it, have for one endpoint.
 
 use super::Opened;
+use crate::later::Answered;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, OnceLock};
 use tightbeam_sys::control::Alarm;
 use tightbeam_sys::wake::{Bell, Watched};
 
-/// Something that the control thread has seen.
+/// Something that has happened elsewhere.
 pub(crate) enum Notice {
     /// A client has been admitted; its channel is ready.
     Opened(Box<Opened>),
@@ -19,6 +20,8 @@ pub(crate) enum Notice {
     Lingering(u64),
     /// The peer has sent something over the connection of this channel, which is not watched for more.
     Input(u64),
+    /// An answer that comes later than its handler has returned.
+    Answered(Answered),
 }
 
 /// The receiving side, owned by an endpoint.

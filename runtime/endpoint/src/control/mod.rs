@@ -18,7 +18,7 @@ pub use gate::Openings;
 pub(crate) use gate::{Gate, Outcome, Seat};
 pub(crate) use listener::{Listener, bind};
 pub use mailbox::Stopper;
-pub(crate) use mailbox::{Mailbox, Notice};
+pub(crate) use mailbox::{Door, Mailbox, Notice};
 pub(crate) use wire::Refusal;
 
 use crate::OpenError;
