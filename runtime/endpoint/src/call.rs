@@ -143,7 +143,9 @@ impl<S, D> Endpoint<S, D> {
                 let call = channel.awaited.take();
                 call.inspect(|call| channel.beside.give_up(*call));
                 // What that poll has found is the answer to this call, and would be taken for one to the next.
-                return channel.answer.take().ok_or(CallError::DeadlineExceeded);
+                let answer = channel.answer.take();
+                self.look_often(id.slot());
+                return answer.ok_or(CallError::DeadlineExceeded);
             }
         }
     }

@@ -117,6 +117,8 @@ pub(crate) struct Channel {
     pub(crate) looks: u16,
     /// What becomes of messages for which there is no room.
     pub(crate) flow: Flow,
+    /// Among those over devices over which something has come.
+    pub(crate) arrived: bool,
     /// Given back when the channel is over.
     pub(crate) seat: Option<Seat>,
 }
@@ -170,6 +172,7 @@ impl Channel {
             unsettled: false,
             looks: PATIENCE,
             flow: Flow::default(),
+            arrived: false,
             seat: None,
         }
     }
@@ -202,6 +205,12 @@ impl Channel {
         self.awaited = None;
         self.unsettled = true;
         Called::Answered
+    }
+
+    /// Whether its other side is a device of this endpoint.
+    #[inline(always)]
+    pub(crate) fn is_over_device(&self) -> bool {
+        matches!(self.beside, Beside::Device { .. })
     }
 
     /// Notes that the end is near.

@@ -208,6 +208,9 @@ impl<S, D> Endpoint<S, D> {
     /// Says on all channels that we sleep; `false` if there is something to be looked at first.
     fn arm_channels(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
         self.lines.iter().for_each(|line| line.flush());
+        if !self.arrived.is_empty() {
+            return Ok(false);
+        }
         if self.all_armed.get() {
             return Ok(!self.mailbox.rang());
         }

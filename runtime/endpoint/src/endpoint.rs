@@ -67,8 +67,11 @@ pub struct Endpoint<S, D> {
     pub(crate) lines: Vec<Rc<Line>>,
     /// Some line lets others open channels.
     pub(crate) listens: bool,
-    /// There are lines, and peers that are processes, too.
-    pub(crate) shared_turns: bool,
+    /// Channels to processes, and the slot of the last of them.
+    pub(crate) processes: usize,
+    pub(crate) process: usize,
+    /// Slots of channels over lines in whose rings there may be something: nobody puts anything there while it is not looked.
+    pub(crate) arrived: Vec<usize>,
     /// Kept to be filled again.
     pub(crate) news: Vec<News>,
     pub(crate) wait: Wait,
@@ -239,10 +242,13 @@ impl<S, D> Endpoint<S, D> {
         self.live = self.channels.iter().flatten().count();
         self.first = self.channels.iter().position(Option::is_some).unwrap_or(0);
         self.rounds.follow(&self.channels);
-        let mut channels = self.channels.iter().flatten();
-        self.shared_turns = channels.any(|channel| channel.beside.connection().is_some());
         // Room for all of them, so that none is noted with an allocation.
         self.strained.reserve(self.channels.len());
+        let channels = self.channels.iter().flatten();
+        let processes = channels.filter(|channel| !channel.is_over_device());
+        self.processes = processes.clone().count();
+        self.process = processes.last().map_or(0, |channel| channel.id.slot());
+        self.arrived.reserve(self.channels.len());
         self.all_armed.set(false);
         self.disarm();
     }

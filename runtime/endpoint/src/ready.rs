@@ -253,6 +253,7 @@ impl<S, D> Drop for Calling<'_, S, D> {
             let call = channel.awaited.take();
             call.inspect(|call| channel.beside.give_up(*call));
             channel.answer = None;
+            self.endpoint.look_often(self.channel.slot());
         }
     }
 }

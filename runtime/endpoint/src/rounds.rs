@@ -35,7 +35,10 @@ impl Rounds {
         self.active.clear();
         self.active.reserve(channels.len());
         for (slot, channel) in channels.iter().enumerate() {
-            if channel.as_ref().is_some_and(|channel| channel.looks > 0) {
+            if channel
+                .as_ref()
+                .is_some_and(|channel| channel.looks > 0 && !channel.is_over_device())
+            {
                 self.active.push(slot);
             }
         }
@@ -63,7 +66,7 @@ impl<S, D> Endpoint<S, D> {
     fn look_at_all(&mut self, budget: usize) -> usize {
         let share = (budget / self.live).clamp(1, QUANTUM);
         let slots = 0..self.channels.len();
-        slots.map(|slot| self.look_at(slot, share)).sum()
+        slots.map(|slot| self.look_at_process(slot, share)).sum()
     }
 
     fn look_at_some(&mut self, budget: usize) -> usize {
@@ -99,14 +102,22 @@ impl<S, D> Endpoint<S, D> {
             Some(channel) if channel.looks == 0 => {}
             _ => return 0,
         }
-        let handled = self.look_at(slot, share);
+        let handled = self.look_at_process(slot, share);
         if handled > 0 {
             self.rounds.active.push(slot);
         }
         handled
     }
 
-    fn look_at(&mut self, slot: usize, share: usize) -> usize {
+    /// Of a channel over a device it is known when there is something: it has no turn here.
+    fn look_at_process(&mut self, slot: usize, share: usize) -> usize {
+        match &self.channels[slot] {
+            Some(channel) if !channel.is_over_device() => self.look_at(slot, share),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn look_at(&mut self, slot: usize, share: usize) -> usize {
         let Some(channel) = &mut self.channels[slot] else {
             return 0;
         };
@@ -125,6 +136,9 @@ impl<S, D> Endpoint<S, D> {
     /// From now on, and for a while, each poll looks at this channel.
     pub(crate) fn look_often(&mut self, slot: usize) {
         if let Some(Some(channel)) = self.channels.get_mut(slot) {
+            if channel.is_over_device() {
+                return self.note_arrived(slot);
+            }
             if channel.looks == 0 {
                 self.rounds.active.push(slot);
             }

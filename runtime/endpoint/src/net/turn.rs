@@ -5,8 +5,13 @@ use crate::channel::{ChannelId, Ending};
 use crate::{Endpoint, Event};
 use std::rc::Rc;
 
-/// A look at a device takes as long as so many at a ring.
+/// A look at devices takes as long as so many at a ring.
 const SPINS_A_LOOK: u32 = 8;
+/// So often the ring of the only process is looked at between two looks at the devices: some 400 ns, of which a round trip over a device
+/// takes ten or more, and one to a process no more than one.
+const SPINS_A_TURN: u32 = 16;
+/// Messages of a channel before the next one's turn.
+const QUANTUM: usize = 32;
 
 impl<S, D> Endpoint<S, D> {
     /// As [`poll_spinning`](Self::poll_spinning), of which it is the rest.
@@ -16,15 +21,17 @@ impl<S, D> Endpoint<S, D> {
         loop {
             let mut came = 0;
             for line in &self.lines {
-                came += line.begin_turn(self.shared_turns);
+                came += line.begin_turn(self.processes > 0);
             }
             if came > 0 {
                 self.take_news();
             }
-            let handled = match self.live {
-                0 | 1 => self.poll_only(budget, 0),
+            let mut handled = match self.processes {
+                0 => 0,
+                1 => self.poll_process(budget, spins),
                 _ => self.poll_many(budget, 0),
             };
+            handled += self.poll_arrived(budget.saturating_sub(handled));
             for line in &self.lines {
                 line.end_turn();
             }
@@ -35,6 +42,49 @@ impl<S, D> Endpoint<S, D> {
                 return handled;
             }
             spins -= 1;
+        }
+    }
+
+    /// The only process.
+    #[inline(always)]
+    fn poll_process(&mut self, budget: usize, spins: u32) -> usize {
+        let Some(Some(channel)) = self.channels.get_mut(self.process) else {
+            return 0;
+        };
+        let spins = spins.min(1) * SPINS_A_TURN;
+        let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
+        self.ending |= channel.is_at_fault();
+        handled
+    }
+
+    /// The channels over which something has come; those that have more than their share keep their place.
+    #[inline(always)]
+    fn poll_arrived(&mut self, budget: usize) -> usize {
+        if self.arrived.is_empty() {
+            return 0;
+        }
+        let share = (budget / self.arrived.len()).clamp(1, QUANTUM);
+        let (mut handled, mut n) = (0, 0);
+        while n < self.arrived.len() && handled <= budget {
+            handled += self.look_at(self.arrived[n], share);
+            if let Some(Some(channel)) = self.channels.get_mut(self.arrived[n]) {
+                channel.arrived = channel.port.has_arrival();
+                if channel.arrived {
+                    n += 1;
+                    continue;
+                }
+            }
+            self.arrived.swap_remove(n);
+        }
+        handled
+    }
+
+    /// There may be something in the ring of a channel over a line.
+    pub(crate) fn note_arrived(&mut self, slot: usize) {
+        if let Some(Some(channel)) = self.channels.get_mut(slot)
+            && !std::mem::replace(&mut channel.arrived, true)
+        {
+            self.arrived.push(slot);
         }
     }
 
