@@ -6,7 +6,7 @@ mod netns;
 use netns::{END, Pair, may};
 use std::sync::mpsc::channel;
 use std::time::Duration;
-use tightbeam::{Endpoint, Event, Handlers, Message, Reply, Wait};
+use tightbeam::{Endpoint, Event, Handlers, Message, Reply, Stopper, Wait};
 
 const ECHO: u16 = 1;
 
@@ -20,37 +20,39 @@ fn handlers() -> Handlers<u64> {
     )
 }
 
+/// Ends a server whatever becomes of its client.
+struct Stops(Stopper);
+
+impl Drop for Stops {
+    fn drop(&mut self) {
+        self.0.stop();
+    }
+}
+
 /// Listens at one address of the left host, calls from the right one over another.
 fn echo(pair: &Pair, listen: &str, connect: &str, wait: Wait, longest: usize) {
     let (listening, listens) = channel();
+    let builder = || {
+        let patience = Duration::from_secs(20);
+        Endpoint::builder()
+            .wait(wait)
+            .deadline(patience)
+            .open_within(patience)
+    };
     std::thread::scope(|scope| {
         let server = scope.spawn(|| {
             pair.left.run(|| {
-                let mut server = Endpoint::builder()
-                    .state(0)
-                    .handlers(handlers())
-                    .wait(wait)
-                    .listen(listen)
-                    .expect("an interface of ours");
-                listening.send(()).unwrap();
-                let mut events = Vec::new();
-                while !events
-                    .iter()
-                    .any(|event| !matches!(event, Event::Opened { .. }))
-                {
-                    server.poll_for(64, Duration::from_secs(1));
-                    events.extend(std::iter::from_fn(|| server.next_event()));
-                }
-                *server.state()
+                let builder = builder().state(0).handlers(handlers());
+                let mut server = builder.listen(listen).expect("an interface of ours");
+                listening.send(server.stopper()).unwrap();
+                server.run().expect("it listens");
+                let events: Vec<Event> = std::iter::from_fn(|| server.next_event()).collect();
+                (*server.state(), events)
             })
         });
-        listens.recv().expect("a server");
+        let stops = Stops(listens.recv().expect("a server"));
         pair.right.run(|| {
-            let mut client = Endpoint::builder()
-                .wait(wait)
-                .connect(connect)
-                .expect("a server");
-            let mut calls = 0;
+            let mut client = builder().connect(connect).expect("a server");
             for round in 0..200 {
                 for len in [0, 56, 1080, 1081, longest] {
                     let payload: Vec<u8> = (0..len).map(|n| (n + round) as u8).collect();
@@ -58,16 +60,19 @@ fn echo(pair: &Pair, listen: &str, connect: &str, wait: Wait, longest: usize) {
                         client.call(ECHO, &payload).expect("an answer") == payload,
                         "{len}"
                     );
-                    calls += 1;
                 }
             }
             let channel = client.channels().next().unwrap();
             let status = client.device_status(channel).unwrap();
             assert_eq!(status.count("lost"), Some(0), "{status:?}");
-            drop(client);
-            calls
         });
-        assert_eq!(server.join().unwrap(), 1000);
+        drop(stops);
+        let (calls, events) = server.join().unwrap();
+        assert_eq!(calls, 1000);
+        assert!(
+            matches!(events[..], [Event::Opened { .. }, Event::Closed { .. }]),
+            "{events:?}"
+        );
     });
 }
 
