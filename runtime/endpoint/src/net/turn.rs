@@ -53,7 +53,7 @@ impl<S, D> Endpoint<S, D> {
         };
         let spins = spins.min(1) * SPINS_A_TURN;
         let handled = channel.drain(&self.handlers, &mut self.state, budget, spins);
-        self.ending |= channel.is_at_fault();
+        self.due.note_ending(channel.is_at_fault());
         handled
     }
 
