@@ -3,6 +3,8 @@
 
 mod support;
 
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use rustix::thread::{CapabilitySet, CapabilitySets};
 use std::io::{BufRead, BufReader};
 use std::os::fd::AsFd;
 use std::process::{Child, Command, Stdio};
@@ -315,6 +317,107 @@ fn a_process_that_is_killed_leaves_nothing() {
         let (mut server, mut client, to) = both(&pair, mode);
         send(&mut client, &to, b"as new");
         assert_eq!(receive(&mut server, 1)[0].1, b"as new");
+    }
+}
+
+/// Tries to open a device with these capabilities alone, on a thread that has no others.
+fn with_capabilities(namespace: &Namespace, held: CapabilitySet) -> String {
+    let tried = namespace.run(|| {
+        let sets = CapabilitySets {
+            effective: held,
+            permitted: held,
+            inheritable: CapabilitySet::empty(),
+        };
+        rustix::thread::set_capabilities(None, sets).expect("less is always allowed");
+        XdpDevice::listen(&at(RIGHT, 7000, "")).map(drop)
+    });
+    tried
+        .err()
+        .map(|error| error.to_string())
+        .unwrap_or_default()
+}
+
+#[test]
+fn a_missing_capability_is_named() {
+    let Some(_alone) = netns::may() else {
+        return;
+    };
+    let pair = Pair::new("");
+    let (raw, admin, bpf) = (
+        CapabilitySet::NET_RAW,
+        CapabilitySet::NET_ADMIN,
+        CapabilitySet::BPF,
+    );
+    let none = CapabilitySet::empty();
+    for (held, names) in [
+        (none, "(here CAP_NET_RAW)"),
+        (admin | bpf, "(here CAP_NET_RAW)"),
+        (raw, "(here CAP_BPF and CAP_NET_ADMIN)"),
+        (raw | admin, "(here CAP_BPF and CAP_NET_ADMIN)"),
+    ] {
+        let why = with_capabilities(&pair.right, held);
+        assert!(
+            why.contains(names) && why.contains("tightbeam xdp-open"),
+            "{why}"
+        );
+    }
+    assert_eq!(program(&pair.right), None);
+
+    // With these three it works, but for the memory that may be pinned.
+    let before = getrlimit(Resource::Memlock);
+    let little = Rlimit {
+        current: Some(1 << 20),
+        ..before
+    };
+    setrlimit(Resource::Memlock, little).expect("less is always allowed");
+    let why = with_capabilities(&pair.right, raw | admin | bpf);
+    setrlimit(Resource::Memlock, before).expect("as before");
+    assert!(
+        why.contains("ulimit -l ") && why.contains("CAP_IPC_LOCK"),
+        "{why}"
+    );
+    assert_eq!(with_capabilities(&pair.right, raw | admin | bpf), "");
+}
+
+/// A kernel without the option sends 32 packets a call: the others follow by further calls, within a bound.
+#[test]
+fn the_kernels_budget_does_not_stop_a_burst() {
+    let Some(_alone) = netns::may() else {
+        return;
+    };
+    let pair = Pair::new("");
+    let (_server, mut client, to) = both(&pair, "");
+    tightbeam_sys::xdp::set_transmit_budget(client.as_fd(), 32).expect("Linux 6.17 or later");
+    let batch = client.capabilities().batch;
+    for _ in 0..batch {
+        client.transmit(&to, 8, &mut |_| 8).unwrap();
+    }
+    let mut kicks = 0;
+    while client.status().count("sent") < Some(batch as u64) {
+        client.kick().unwrap();
+        kicks += 1;
+        assert!(kicks <= batch / 32, "{:?}", client.status());
+    }
+    let calls = client.status().count("send_calls").unwrap();
+    assert_eq!(calls, batch as u64 / 32);
+}
+
+#[test]
+fn without_a_napi_instance_nothing_is_polled_busily() {
+    let Some(_alone) = netns::may() else {
+        return;
+    };
+    for mode in MODES {
+        let pair = Pair::new("");
+        let mut device = listen(&pair.right, &at(RIGHT, 7000, mode)).unwrap();
+        for _ in 0..1000 {
+            device.receive(1, &mut |_| {}).unwrap();
+        }
+        let status = device.status();
+        assert_eq!(status.fact("napi_id"), Some("0"), "{mode}: {status:?}");
+        assert_eq!(status.fact("busy_poll"), Some("no"), "{mode}: {status:?}");
+        // So an empty look is no system call.
+        assert_eq!(status.count("receive_calls"), Some(0), "{mode}: {status:?}");
     }
 }
 

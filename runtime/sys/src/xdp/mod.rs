@@ -443,3 +443,6 @@ fn get_option(socket: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> 
         _ => Err(crate::last_errno()),
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,111 @@
+//! Sockets on the loopback interface of a namespace of the test's own; as root.
+
+use super::*;
+use crate::Network;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+const SIZES: RingSizes = RingSizes {
+    fill: 8,
+    completion: 8,
+    receive: 8,
+    transmit: 8,
+};
+
+/// Does something on a thread that has a network namespace to itself, if this process may.
+fn alone(job: impl FnOnce(u32) + Send) {
+    let apart = || {
+        // SAFETY: aliasing: only the network namespace is left, which no memory and no descriptor of other threads depends on.
+        let left = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        if left != 0 || Opening::new().is_err() {
+            println!("skipped: needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW");
+            return;
+        }
+        let up = Command::new("ip")
+            .args(["link", "set", "lo", "up"])
+            .status();
+        if !up.is_ok_and(|status| status.success()) {
+            println!("skipped: needs `ip` (Debian's package iproute2)");
+            return;
+        }
+        job(Network::open().unwrap().link("lo").unwrap().index);
+    };
+    let done = std::thread::scope(|scope| scope.spawn(apart).join());
+    done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+}
+
+fn socket() -> Xsk {
+    let (umem, mut frames) = Umem::create(16, 2048).unwrap();
+    let mut opening = Opening::new().unwrap();
+    opening.register(&umem, 0).unwrap();
+    let mut socket = opening.map(umem, SIZES).unwrap();
+    socket.provide(&mut frames).unwrap();
+    socket.publish_provided();
+    socket
+}
+
+/// Binds a socket as soon as the kernel has cleaned up behind the one before.
+fn bound_in_time(socket: &Xsk, interface: u32, bound: Duration) -> Result<(), Errno> {
+    let end = Instant::now() + bound;
+    loop {
+        match socket.bind(interface, 0, Copying::Copy) {
+            Err(Errno::BUSY) if Instant::now() < end => std::thread::yield_now(),
+            done => return done,
+        }
+    }
+}
+
+#[test]
+fn a_socket_that_is_closed_keeps_its_queue_until_its_rings_are_unmapped() {
+    alone(|lo| {
+        let first = socket();
+        first.bind(lo, 0, Copying::Copy).unwrap();
+        let Xsk {
+            fill,
+            transmit,
+            receive,
+            completion,
+            fd,
+            umem,
+        } = first;
+        drop(fd);
+        let second = socket();
+        let rings_mapped = bound_in_time(&second, lo, Duration::from_millis(300));
+        assert_eq!(rings_mapped, Err(Errno::BUSY));
+        drop((fill, transmit, receive, completion));
+        assert_eq!(bound_in_time(&second, lo, Duration::from_secs(10)), Ok(()));
+        drop(umem);
+    });
+}
+
+#[test]
+fn memory_and_rings_belong_together() {
+    alone(|_| {
+        let (umem, _) = Umem::create(16, 2048).unwrap();
+        let (other, _) = Umem::create(16, 2048).unwrap();
+        let mut opening = Opening::new().unwrap();
+        opening.register(&umem, 0).unwrap();
+        // Once is all.
+        assert_eq!(opening.register(&other, 0), Err(Errno::BUSY));
+        assert_eq!(opening.map(other, SIZES).err(), Some(Errno::INVAL));
+        let nothing = Opening::new().unwrap();
+        assert_eq!(nothing.map(umem, SIZES).err(), Some(Errno::INVAL));
+    });
+}
+
+#[test]
+fn what_the_kernel_refuses_to_bind_is_said() {
+    alone(|lo| {
+        let socket = socket();
+        assert_eq!(socket.bind(lo, 1, Copying::Copy), Err(Errno::INVAL));
+        assert_eq!(
+            socket.bind(0x7fff_0000, 0, Copying::Copy),
+            Err(Errno::NODEV)
+        );
+        let zero_copy = socket.bind(lo, 0, Copying::ZeroCopy);
+        assert_eq!(zero_copy, Err(Errno::OPNOTSUPP));
+        socket.bind(lo, 0, Copying::Copy).unwrap();
+        assert_eq!(is_zero_copy(socket.as_fd()), Ok(false));
+        assert_eq!(napi_id(socket.as_fd()), Ok(0));
+    });
+}
