@@ -20,6 +20,32 @@ pub(crate) fn ceiling(driver: &str) -> Option<u32> {
     known.map(|&(_, most)| most)
 }
 
+/// What is known of drivers that do less than they seem to, or do it badly.
+const NOTES: [(&str, &str); 4] = [
+    (
+        "bonding",
+        "a bond has no zero-copy, and copies once more: open the interface below it",
+    ),
+    (
+        "bnxt_en",
+        "no zero-copy in the kernel's own driver; native programs take packets of 3502 bytes at most",
+    ),
+    (
+        "ena",
+        "zero-copy only in Amazon's own driver, from 2.13 on, and slower there than copy: say copy=copy",
+    ),
+    (
+        "virtio_net",
+        "native programs may need `ethtool -K IFACE rx-gro-hw off`, and as many queues again: `ethtool -l IFACE`",
+    ),
+];
+
+/// What is known of a driver, if it is anything.
+pub(crate) fn note(driver: &str) -> Option<&'static str> {
+    let known = NOTES.iter().find(|(name, _)| *name == driver);
+    known.map(|&(_, note)| note)
+}
+
 /// An error of a call that was made for `what`, with what mends it.
 pub(crate) fn system(what: impl Into<String>, errno: Errno, fix: impl Into<String>) -> DeviceError {
     DeviceError::System {

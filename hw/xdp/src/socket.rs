@@ -25,8 +25,8 @@ pub(crate) const ETHERNET: u32 = 14;
 /// How long, and for how many packets, a call polls the NIC.
 const BUSY_MICROS: u32 = 20;
 const BUSY_PACKETS: u32 = 64;
-/// How long the kernel may take to clean up behind a socket that was closed; some milliseconds are usual.
-const CLEANED_UP: Duration = Duration::from_millis(200);
+/// How long the kernel may take to clean up behind a socket that was closed; some milliseconds are usual, more on a busy host.
+const CLEANED_UP: Duration = Duration::from_millis(500);
 const LOOK_AGAIN: Duration = Duration::from_millis(1);
 
 /// An open socket and the frames that are ours.

@@ -71,6 +71,10 @@ pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
         ("interface", place.link.name.clone()),
         ("state", state.into()),
         ("driver", place.driver.clone()),
+        (
+            "driver_note",
+            fix::note(&place.driver).unwrap_or("none").into(),
+        ),
         ("mode", device.attempt.mode().into()),
         (
             "copy",
