@@ -245,9 +245,9 @@ impl<S, D> Endpoint<S, D> {
         // Room for all of them, so that none is noted with an allocation.
         self.strained.reserve(self.channels.len());
         let channels = self.channels.iter().flatten();
-        let processes = channels.filter(|channel| !channel.is_over_device());
+        let mut processes = channels.filter(|channel| !channel.is_over_device());
         self.processes = processes.clone().count();
-        self.process = processes.last().map_or(0, |channel| channel.id.slot());
+        self.process = processes.next_back().map_or(0, |channel| channel.id.slot());
         self.arrived.reserve(self.channels.len());
         self.all_armed.set(false);
         self.disarm();
