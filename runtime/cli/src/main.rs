@@ -42,6 +42,12 @@ enum Command {
     /// The second process of `bench sizes`
     #[command(hide = true)]
     BenchSizesPeer(bench::sizes::PeerArgs),
+    /// The receivers of `bench fanout`
+    #[command(hide = true)]
+    BenchFanoutPeer(bench::fanout::PeerArgs),
+    /// The second process of `bench overload`
+    #[command(hide = true)]
+    BenchOverloadPeer(bench::overload::PeerArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -61,6 +67,10 @@ enum What {
     Wait(bench::wait::WaitArgs),
     /// Latency and rate against the size of a message, and what handing a frame over costs
     Sizes(bench::sizes::SizesArgs),
+    /// One frame for several receivers, and what one that stands still costs the others
+    Fanout(bench::fanout::FanoutArgs),
+    /// What a consumer gets while it is offered more than it takes
+    Overload(bench::overload::OverloadArgs),
     /// Messages between two hosts, which are network namespaces on a virtual cable; needs root
     Net(bench::net::NetArgs),
 }
@@ -83,6 +93,14 @@ fn main() -> ExitCode {
             what: Some(What::Net(args)),
             ..
         }) => bench::net::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Fanout(args)),
+            ..
+        }) => bench::fanout::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Overload(args)),
+            ..
+        }) => bench::overload::run(&args),
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
@@ -91,6 +109,8 @@ fn main() -> ExitCode {
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
         Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),
         Command::BenchSizesPeer(args) => bench::sizes::serve(&args).map_err(Into::into),
+        Command::BenchFanoutPeer(args) => bench::fanout::serve(&args).map_err(Into::into),
+        Command::BenchOverloadPeer(args) => bench::overload::serve(&args).map_err(Into::into),
     };
     match ended {
         Ok(()) => ExitCode::SUCCESS,

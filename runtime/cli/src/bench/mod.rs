@@ -14,12 +14,14 @@
 
 mod channel;
 pub(crate) mod channels;
+pub(crate) mod fanout;
 mod fault;
 mod harness;
 mod latency;
 mod link;
 mod machine;
 pub(crate) mod net;
+pub(crate) mod overload;
 mod paths;
 pub(crate) mod payload;
 pub(crate) mod peer;
