@@ -14,7 +14,9 @@ const LOOPBACK: u32 = 8;
 const ETHTOOL_GET_FEATURES: u8 = 11;
 const ETHTOOL_GET_CHANNELS: u8 = 17;
 const NETDEV_GET: u8 = 1;
-const ZERO_COPY: u32 = 8;
+const XDP_BASIC: u64 = 1;
+const XDP_REDIRECT: u64 = 2;
+const XDP_ZERO_COPY: u64 = 8;
 
 /// An XDP program that is attached to an interface.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,6 +25,17 @@ pub struct AttachedProgram {
     pub id: u32,
     /// It runs in the driver, not behind it.
     pub native: bool,
+}
+
+/// What an interface's driver says that it can do for XDP.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct XdpFeatures {
+    /// It runs programs itself.
+    pub native: bool,
+    /// Those may redirect packets, as to a socket.
+    pub redirect: bool,
+    /// It receives into, and sends from, memory of a socket's.
+    pub zero_copy: bool,
 }
 
 /// An interface.
@@ -102,15 +115,24 @@ impl Network {
         Ok(answer.get(GENERIC_FIXED..).unwrap_or(&[]).to_vec())
     }
 
-    /// Whether an interface's driver can receive into, and send from, memory of a socket's.
-    pub fn has_zero_copy(&self, index: u32) -> Result<bool, Errno> {
+    /// What an interface's driver can do for XDP. [`Errno::NOENT`] or [`Errno::OPNOTSUPP`] where the kernel does not say, before Linux 6.3.
+    pub fn xdp_features(&self, index: u32) -> Result<XdpFeatures, Errno> {
         let family = self.generic.family("netdev")?;
         let request = Request::new(&generic(NETDEV_GET)).with(1, &index.to_ne_bytes());
         let answer = self.generic.ask(family, request)?;
         let features = answer.get(GENERIC_FIXED..);
         let features = features.and_then(|rest| attribute(rest, 3)?.try_into().ok());
         let features = features.map_or(0, u64::from_ne_bytes);
-        Ok(features & u64::from(ZERO_COPY) != 0)
+        Ok(XdpFeatures {
+            native: features & XDP_BASIC != 0,
+            redirect: features & XDP_REDIRECT != 0,
+            zero_copy: features & XDP_ZERO_COPY != 0,
+        })
+    }
+
+    /// Whether an interface's driver can receive into, and send from, memory of a socket's.
+    pub fn has_zero_copy(&self, index: u32) -> Result<bool, Errno> {
+        Ok(self.xdp_features(index)?.zero_copy)
     }
 }
 
@@ -187,6 +209,7 @@ mod tests {
         assert_eq!(network.queues(link.index), Err(Errno::OPNOTSUPP));
         assert!(network.driver("lo").is_err());
         assert_eq!(network.has_zero_copy(link.index), Ok(false));
+        assert!(!network.xdp_features(link.index).unwrap().native);
     }
 
     #[test]

@@ -38,9 +38,27 @@ fn low_half(word: WordAddress<'_>) -> *const u32 {
     word.as_ptr().cast::<u32>().wrapping_add(half)
 }
 
+/// Whether the kernel can wait for several words at once; if not, why.
+pub fn can_wait_any() -> Result<(), Errno> {
+    let word = AtomicU64::new(0);
+    // Another value than the word has: whoever can wait need not.
+    let watched = Watched {
+        word: (&word).into(),
+        value: 1,
+    };
+    match wait_for(&[watched], Duration::ZERO) {
+        Ok(()) | Err(Errno::AGAIN | Errno::TIMEDOUT) => Ok(()),
+        Err(errno) => Err(errno),
+    }
+}
+
 /// Sleeps until one of the words is woken, or no longer has its value, or `bound` is over. At most [`MAX_WORDS`] are watched,
 /// further ones are ignored. Never an error: whoever wakes looks again.
 pub fn wait_any(watched: &[Watched<'_>], bound: Duration) {
+    let _ = wait_for(watched, bound);
+}
+
+fn wait_for(watched: &[Watched<'_>], bound: Duration) -> Result<(), Errno> {
     let mut waiters = [Waiter::default(); MAX_WORDS];
     let count = watched.len().min(MAX_WORDS);
     for (waiter, watched) in waiters.iter_mut().zip(watched) {
@@ -56,7 +74,7 @@ pub fn wait_any(watched: &[Watched<'_>], bound: Duration) {
     // SAFETY:
     // bounds: `count` <= MAX_WORDS elements of `waiters` are read; the timeout is read during the call only.
     // lifetime: each word is borrowed for the call. The kernel only reads them.
-    unsafe {
+    let woken = unsafe {
         libc::syscall(
             libc::SYS_futex_waitv,
             waiters.as_ptr(),
@@ -64,8 +82,12 @@ pub fn wait_any(watched: &[Watched<'_>], bound: Duration) {
             0,
             &raw const timeout,
             libc::CLOCK_MONOTONIC,
-        );
+        )
+    };
+    if woken < 0 {
+        return Err(crate::last_errno());
     }
+    Ok(())
 }
 
 /// Sleeps until `word` is woken, or its low half is no longer that of `value`, or `bound` is over.
@@ -160,6 +182,11 @@ mod tests {
         // Would take an hour if the value were not compared.
         wait_any(&[bell.watched(before)], Duration::from_secs(3600));
         assert_ne!(bell.value(), before);
+    }
+
+    #[test]
+    fn the_kernel_is_asked_whether_it_can_wait_for_several_words() {
+        assert_eq!(can_wait_any(), Ok(()));
     }
 
     #[test]
