@@ -29,6 +29,7 @@
 //! | `socket.rs` | opening a socket: memory, rings, bind, busy polling |
 //! | `open.rs`, `device.rs`, `envelopes.rs` | the [`Device`](tightbeam_segment::Device) |
 //! | `stats.rs`, `status.rs` | what is counted, and what is said about how it stands |
+//! | `interface.rs` | what an interface offers, before anything is opened |
 //! | `fix.rs` | errors, with the command or capability that mends each |
 //! | `handover.rs` | a device for a program without privilege |
 //! | `floor.rs` | the bare loop over the same rings, to compare with |
@@ -44,6 +45,7 @@ mod envelopes;
 mod fix;
 mod floor;
 mod handover;
+mod interface;
 mod mode;
 mod open;
 pub mod program;
@@ -56,4 +58,5 @@ pub use address::{AddressError, CopyChoice, ModeChoice, Options, XdpAddress};
 pub use device::XdpDevice;
 pub use floor::Floor;
 pub use handover::{HandOver, VARIABLE};
+pub use interface::Interface;
 pub use tightbeam_sys::handover::{SYSTEM_CALLS, User};

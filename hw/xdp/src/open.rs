@@ -3,6 +3,7 @@
 use crate::address::XdpAddress;
 use crate::device::{Place, XdpDevice};
 use crate::fix::{self, refused, system};
+use crate::interface;
 use crate::mode::{Attempt, attempts};
 use crate::socket::Socket;
 use crate::steering::Steering;
@@ -125,23 +126,12 @@ impl Place {
 
     /// A queue of an interface.
     pub(crate) fn of(network: Network, link: Link, queue: u32) -> Place {
-        let driver = match link.loopback {
-            true => Ok("loopback".into()),
-            false => network.driver(&link.name),
-        };
-        // A driver that says nothing has as many as were made.
-        let queues = network.queues(link.index).unwrap_or(0);
-        let queues = if queues == 0 {
-            link.receive_queues
-        } else {
-            queues
-        };
         Place {
+            driver: interface::driver(&network, &link),
+            queues: interface::queues(&network, &link),
             network,
-            driver: driver.unwrap_or_else(|_| "unknown".into()),
             link,
             queue,
-            queues,
         }
     }
 

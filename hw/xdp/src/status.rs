@@ -2,36 +2,23 @@
 
 use crate::device::XdpDevice;
 use crate::fix;
+use crate::interface;
 use std::os::fd::AsFd;
 use tightbeam_segment::DeviceStatus;
 use tightbeam_sys::xdp;
-
-/// Offloads that merge packets, or leave checksums to be done, by the names that `ethtool -k` shows. Packets on an AF_XDP socket are as they
-/// are on the wire: what was merged is not what was sent, or goes past the program.
-const IN_THE_WAY: [&str; 4] = [
-    "rx-gro-hw",
-    "rx-lro",
-    "rx-gro-list",
-    "rx-udp-gro-forwarding",
-];
 
 fn yes_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.into()
 }
 
-/// The offloads of an interface that are in the way, and the command that turns them off.
+/// The offloads of the interface that are in the way, and the command that turns them off.
 fn offloads(device: &XdpDevice) -> String {
     let place = &device.place;
-    let Ok(mut active) = place.network.offloads(place.link.index) else {
-        return "unknown".into();
-    };
-    active.retain(|name| IN_THE_WAY.contains(&name.as_str()));
-    if active.is_empty() {
-        return "none".into();
+    match interface::in_the_way(&place.network, place.link.index) {
+        Ok(names) if names.is_empty() => "none".into(),
+        Ok(names) => format!("`{}`", interface::turn_off(&place.link.name, &names)),
+        Err(_) => "unknown".into(),
     }
-    let off: Vec<String> = active.iter().map(|name| format!("{name} off")).collect();
-    let name = &device.place.link.name;
-    format!("`ethtool -K {name} {}`", off.join(" "))
 }
 
 /// Queues of the interface, and what to do when packets may arrive at another one.
