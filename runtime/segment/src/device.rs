@@ -88,6 +88,20 @@ pub struct Capabilities {
     pub local: SocketAddrV4,
 }
 
+/// Names of counts that are losses, beside those that begin with `lost` or `drop_`: what the kernel counts of an AF_XDP socket, and what a channel
+/// does.
+const LOSSES: [&str; 9] = [
+    "rx_dropped",
+    "rx_ring_full",
+    "rx_fill_ring_empty_descs",
+    "rx_invalid_descs",
+    "tx_invalid_descs",
+    "channel_no_room",
+    "channel_too_long",
+    "channel_late_answers",
+    "wrong_address",
+];
+
 /// How a device stands: what it is, and how it does it, as the kernel says, not as was asked for.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
@@ -114,6 +128,17 @@ impl DeviceStatus {
     pub fn fact(&self, name: &str) -> Option<&str> {
         let found = self.facts.iter().find(|(known, _)| *known == name);
         found.map(|(_, value)| value.as_str())
+    }
+
+    /// What was lost or dropped, each cause with its count; only those that are not zero. One packet may be in two of them: the kernel
+    /// counts that the free ring was empty, and that it dropped something.
+    pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        let is_loss = |name: &str| {
+            let ours = name.starts_with("lost") || name.starts_with("drop_");
+            ours || LOSSES.contains(&name)
+        };
+        let counts = self.counts.iter().copied();
+        counts.filter(move |&(name, count)| count > 0 && is_loss(name))
     }
 
     /// A count by its name.
@@ -162,4 +187,28 @@ pub trait Device {
 
     /// How it stands. Makes system calls.
     fn status(&self) -> DeviceStatus;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use alloc::vec;
+
+    #[test]
+    fn losses_are_those_counts_that_name_a_cause_and_are_not_zero() {
+        let mut status = DeviceStatus::new("xdp");
+        status.counts = vec![
+            ("sent", 9),
+            ("lost_queue_full", 2),
+            ("lost", 0),
+            ("rx_dropped", 3),
+            ("drop_crc", 1),
+            ("tx_ring_empty_descs", 7),
+        ];
+        let losses: Vec<_> = status.losses().collect();
+        assert_eq!(
+            losses,
+            [("lost_queue_full", 2), ("rx_dropped", 3), ("drop_crc", 1)]
+        );
+    }
 }
