@@ -3,6 +3,9 @@
 //! `ping` prints its live line on standard error if that is a terminal, and a summary on standard output at the end: after
 //! `--count` calls, at Ctrl-C, or when the other side has gone. A sample is the time of one `call`, request written and reply
 //! compared; with `--interval` a late call is not made up for, so samples do not include waiting for their turn.
+//!
+//! Over `udp:` and `xdp:` a call or its answer may be lost: then `ping` counts that and goes on, and says at the end how the device stands
+//! and what was lost, by cause.
 
 use crate::bench::payload::Sequence;
 use crate::bench::stats::Samples;
@@ -12,7 +15,7 @@ use std::error::Error;
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use tightbeam::{CallError, Endpoint, Event, Handlers, MAX_INLINE, SendError};
+use tightbeam::{CallError, DeviceStatus, Endpoint, Event, Handlers, MAX_INLINE, SendError};
 use tightbeam_sys::clock::TickClock;
 
 /// The handler that answers with what it was sent.
@@ -23,6 +26,8 @@ const REFRESH: Duration = Duration::from_millis(250);
 const BUDGET: usize = 256;
 /// A sleeping `pong` looks at signals as often.
 const LOOK: Duration = Duration::from_millis(100);
+/// Calls without an answer in a row, over a device, after which nobody is taken to be there.
+const MOST_LOST: u32 = 5;
 /// How long the reason for a broken call may take to arrive.
 const REASON: Duration = Duration::from_millis(500);
 /// Sleeps end late by about so much; the rest of an interval is spun.
@@ -55,7 +60,11 @@ impl From<Waiting> for tightbeam::Wait {
 /// Options of `tightbeam pong`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PongArgs {
-    /// Where to listen, as in shm:/tmp/x.sock
+    /// Where to listen: shm:/tmp/x.sock for this host, udp:10.0.0.2:7000 or xdp:eth0/10.0.0.2:7000 for others
+    ///
+    /// xdp: needs CAP_BPF, CAP_NET_ADMIN and CAP_NET_RAW, udp: and shm: need nothing. Options stand behind a question mark:
+    /// udp: takes engine=mmsg|io_uring, rcvbuf=BYTES and sndbuf=BYTES; xdp: takes queue=N, mode=auto|generic|native,
+    /// copy=auto|copy|zerocopy and strict.
     address: String,
     /// CPU to run on
     #[arg(long)]
@@ -71,7 +80,9 @@ pub(crate) struct PongArgs {
 /// Options of `tightbeam ping`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct PingArgs {
-    /// Where `tightbeam pong` listens, as in shm:/tmp/x.sock
+    /// Where `tightbeam pong` listens: shm:/tmp/x.sock, udp:10.0.0.2:7000, or xdp:eth0/10.0.0.2:7000 with eth0 as the way there
+    ///
+    /// The other side may have a udp: address and this one xdp:, or the other way round. Options are as those of `tightbeam pong`.
     address: String,
     /// Bytes of each message
     #[arg(long, default_value_t = 56, value_parser = parse_size)]
@@ -173,7 +184,10 @@ pub(crate) fn pong(args: &PongArgs) -> Result<(), Box<dyn Error>> {
 
 fn describe(event: &Event) -> String {
     match event {
-        Event::Opened { peer, .. } => format!("opened: process {} of user {}", peer.pid, peer.uid),
+        Event::Opened { peer, .. } => match peer.host {
+            Some(host) => format!("opened: {host}"),
+            None => format!("opened: process {} of user {}", peer.pid, peer.uid),
+        },
         Event::Closed { .. } => "closed: the other side has closed the channel".into(),
         Event::Dead { .. } => {
             "dead: the other process has ended without closing the channel".into()
@@ -200,6 +214,29 @@ pub(crate) fn ping(args: &PingArgs) -> Result<(), Box<dyn Error>> {
     ended
 }
 
+/// How the device of the only channel stands, if it has one.
+fn device(endpoint: &Endpoint) -> Option<DeviceStatus> {
+    let channel = endpoint.channels().next()?;
+    endpoint.device_status(channel)
+}
+
+/// A line for what it is, and one for what was lost.
+fn device_lines(status: &DeviceStatus) -> String {
+    let facts = ["interface", "driver", "engine", "mode", "copy", "fell_back"];
+    let facts = facts.map(|name| status.fact(name).map(|value| format!("  {name} {value}")));
+    let facts: String = facts.into_iter().flatten().collect();
+    let losses: String = status
+        .losses()
+        .map(|(cause, count)| format!("  {cause} {}", grouped(count)))
+        .collect();
+    let losses = if losses.is_empty() {
+        "  nothing"
+    } else {
+        &losses
+    };
+    format!("device {}{facts}\nlost{losses}\n", status.kind)
+}
+
 struct Session {
     message: Box<[u8]>,
     sequence: Sequence,
@@ -209,6 +246,11 @@ struct Session {
     recent: Samples,
     start: Instant,
     live: LiveLine,
+    /// Calls without an answer, in all and in a row.
+    lost: u64,
+    lost_in_a_row: u32,
+    /// The last that was seen of it.
+    device: Option<DeviceStatus>,
 }
 
 impl Session {
@@ -220,7 +262,24 @@ impl Session {
             recent: Samples::new(),
             start: Instant::now(),
             live: LiveLine::new(),
+            lost: 0,
+            lost_in_a_row: 0,
+            device: None,
         }
+    }
+
+    /// Whether a call without an answer is one that the way has lost, and the next may have more luck.
+    fn may_go_on(&mut self, endpoint: &Endpoint, error: CallError) -> bool {
+        if error != CallError::DeadlineExceeded {
+            return false;
+        }
+        let Some(status) = device(endpoint) else {
+            return false;
+        };
+        self.device = Some(status);
+        self.lost += 1;
+        self.lost_in_a_row += 1;
+        self.lost_in_a_row < MOST_LOST
     }
 
     fn run(
@@ -236,23 +295,29 @@ impl Session {
             let before = clock.now();
             let answer = endpoint.call(ECHO, &self.message);
             let after = clock.now();
-            match answer {
-                Ok(bytes) if *bytes == *self.message => {}
-                Ok(_) => return Err("the answer is not what was sent".into()),
-                Err(_) if interrupted() => return Ok(()),
+            match answer.map(|bytes| *bytes == *self.message) {
+                Ok(true) => {
+                    self.recent.record(clock.ns(after.wrapping_sub(before)));
+                    self.lost_in_a_row = 0;
+                }
+                Ok(false) => return Err("the answer is not what was sent".into()),
+                Err(_) if interrupted() => break,
+                Err(error) if self.may_go_on(endpoint, error) => {}
                 Err(error) => return Err(reason(endpoint, error).into()),
             }
-            self.recent.record(clock.ns(after.wrapping_sub(before)));
             left -= 1;
             if self.live.due() {
                 self.live.show(&self.recent);
                 self.merge();
+                // When the channel has ended it is too late.
+                self.device = device(endpoint);
             }
             if !args.interval.is_zero() {
                 next = (next + args.interval).max(Instant::now());
                 wait_until(next);
             }
         }
+        self.device = device(endpoint).or(self.device.take());
         Ok(())
     }
 
@@ -265,9 +330,18 @@ impl Session {
         self.merge();
         let seconds = self.start.elapsed().as_secs_f64();
         let count = self.all.count();
-        if count == 0 {
-            return "no call was answered\n".into();
+        let mut text = match count {
+            0 => "no call was answered\n".to_owned(),
+            _ => self.figures(args, seconds),
+        };
+        if self.lost > 0 {
+            text += &format!("{} calls without an answer\n", grouped(self.lost));
         }
+        text + &self.device.as_ref().map(device_lines).unwrap_or_default()
+    }
+
+    fn figures(&self, args: &PingArgs, seconds: f64) -> String {
+        let count = self.all.count();
         let rtt = self.all.percentiles();
         format!(
             "{} calls of {} bytes to {} in {seconds:.1} s, {} a second\n\

@@ -16,7 +16,10 @@ impl Address {
     /// Reads `shm:PATH`. The path is taken as it stands, relative to the working directory.
     pub fn parse(text: &str) -> Result<Address, AddressError> {
         let Some((scheme, rest)) = text.split_once(':') else {
-            return Err(AddressError::NoScheme { text: text.into() });
+            return Err(AddressError::NoScheme {
+                text: text.into(),
+                known: "shm:PATH".into(),
+            });
         };
         if scheme != "shm" {
             return Err(AddressError::UnknownScheme {

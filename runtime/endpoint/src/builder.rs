@@ -231,7 +231,7 @@ impl<S, D> Builder<S, D> {
         self
     }
 
-    /// Listens at `address`: `shm:PATH`.
+    /// Listens at `address`: `shm:PATH`, or that of a device, as the façade's `udp:IP:PORT` and `xdp:INTERFACE/IP:PORT`.
     ///
     /// A socket that a dead process left at the path is replaced; a live listener, or anything that is no socket, is not.
     pub fn listen(self, address: &str) -> Result<Endpoint<S, D>, OpenError>
@@ -243,7 +243,8 @@ impl<S, D> Builder<S, D> {
         Ok(endpoint)
     }
 
-    /// Opens a channel to who listens at `address`: `shm:PATH`.
+    /// Opens a channel to who listens at `address`: `shm:PATH`, or that of a device, as the façade's `udp:IP:PORT` and
+    /// `xdp:INTERFACE/IP:PORT`.
     pub fn connect(self, address: &str) -> Result<Endpoint<S, D>, OpenError>
     where
         D: Devices,

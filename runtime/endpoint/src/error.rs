@@ -12,10 +12,12 @@ use tightbeam_sys::memory::{MemoryError, PeerMemoryError};
 #[non_exhaustive]
 pub enum AddressError {
     /// No colon.
-    #[error("`{text}` is no address: write shm:PATH")]
+    #[error("`{text}` is no address: write {known}")]
     NoScheme {
         /// What was given.
         text: String,
+        /// How addresses look.
+        known: String,
     },
     /// No scheme that this build knows.
     #[error("unknown scheme `{scheme}`: write {known}")]

@@ -17,15 +17,20 @@ pub(crate) fn location<D: Devices>(address: &str) -> Result<Option<Location>, Op
     if let Some(location) = D::location(address) {
         return location.map(Some);
     }
+    let forms = ["shm:PATH"].into_iter().chain(D::FORMS.iter().copied());
+    let known = || forms.collect::<Vec<_>>().join(", ");
     match address.split_once(':') {
+        None => Err(OpenError::Address(AddressError::NoScheme {
+            text: address.into(),
+            known: known(),
+        })),
         Some((scheme, _)) if scheme != "shm" => {
-            let forms = ["shm:PATH"].into_iter().chain(D::FORMS.iter().copied());
             Err(OpenError::Address(AddressError::UnknownScheme {
                 scheme: scheme.into(),
-                known: forms.collect::<Vec<_>>().join(", "),
+                known: known(),
             }))
         }
-        _ => Ok(None),
+        Some(_) => Ok(None),
     }
 }
 
