@@ -1,4 +1,4 @@
-//! The `tightbeam` command: `bench` compares local paths, `ping` and `pong` measure one of them live.
+//! The `tightbeam` command: `bench` compares paths, `ping` and `pong` measure one of them live, `doctor` says what this machine offers.
 //!
 //! Exit codes: 0 done, 1 something failed (said on standard error), 2 wrong arguments, 130 ended by Ctrl-C before there was a
 //! result. Standard output has results only.
@@ -6,6 +6,7 @@
 
 mod bench;
 mod cleanup;
+mod doctor;
 mod ping;
 mod xdp_open;
 
@@ -30,6 +31,8 @@ enum Command {
     Pong(ping::PongArgs),
     /// Open an AF_XDP device as root, and hand it to a program without privilege
     XdpOpen(xdp_open::XdpOpenArgs),
+    /// Say what this host and its NIC offer, and what mends each problem
+    Doctor(doctor::DoctorArgs),
     /// The second process of a bench
     #[command(hide = true)]
     BenchPeer(bench::peer::PeerArgs),
@@ -105,6 +108,7 @@ fn main() -> ExitCode {
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
         Command::XdpOpen(args) => return xdp_open::run(&args),
+        Command::Doctor(args) => doctor::run(&args),
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
         Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),

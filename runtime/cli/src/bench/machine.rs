@@ -112,7 +112,7 @@ fn field(text: &str, name: &str) -> Option<String> {
 }
 
 /// The only line of a file.
-fn line(path: &str) -> Option<String> {
+pub(crate) fn line(path: &str) -> Option<String> {
     let text = fs::read_to_string(path).ok()?;
     let text = text.trim();
     (!text.is_empty()).then(|| text.to_owned())
@@ -123,7 +123,7 @@ fn topology(cpu: usize, name: &str) -> Option<String> {
 }
 
 /// A list like `0-3,8`. Parts that are no numbers are left out.
-fn parse_list(list: &str) -> Vec<usize> {
+pub(crate) fn parse_list(list: &str) -> Vec<usize> {
     let range = |part: &str| -> Option<std::ops::RangeInclusive<usize>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.trim().parse().ok()?..=last.trim().parse().ok()?)

@@ -19,7 +19,7 @@ mod fault;
 mod harness;
 mod latency;
 mod link;
-mod machine;
+pub(crate) mod machine;
 pub(crate) mod net;
 pub(crate) mod overload;
 mod paths;
