@@ -158,14 +158,12 @@ impl XdpDevice {
         found.map_err(failed)?.ok_or_else(unknown)
     }
 
-    /// The interface is gone: what is in TX will never be sent.
+    /// The interface is gone: what is in TX, now or when more is put there, will never be sent.
     #[cold]
     fn lose_all(&mut self) {
-        if !self.gone {
-            self.gone = true;
-            let waiting = self.socket.xsk.transmit_outstanding();
-            self.stats.down += waiting.map_or(0, u64::from);
-        }
+        self.gone = true;
+        let waiting = self.socket.xsk.transmit_outstanding();
+        self.stats.down = waiting.map_or(self.stats.down, u64::from);
     }
 
     /// Asks the kernel to send, until it has taken all; a bounded number of times.
