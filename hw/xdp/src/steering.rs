@@ -20,6 +20,8 @@ pub(crate) struct Steering {
     link: OwnedFd,
     /// The kernel's number of the program.
     pub(crate) program: u32,
+    /// The map is also that of a fork.
+    owner: u32,
 }
 
 impl Steering {
@@ -46,6 +48,7 @@ impl Steering {
             queue,
             link: attached,
             program: bpf::program_id(program.as_fd()).unwrap_or(0),
+            owner: std::process::id(),
         })
     }
 
@@ -58,6 +61,9 @@ impl Steering {
 impl Drop for Steering {
     /// Takes the socket out of the map, so that nothing goes to it any more when it is closed.
     fn drop(&mut self) {
+        if self.owner != std::process::id() {
+            return;
+        }
         for slot in 0..SLOTS {
             // It is not there if the interface has gone.
             let _ = self.map.remove(program::key(self.queue, slot));
