@@ -85,7 +85,7 @@ impl Device for Local {
         Ok(())
     }
 
-    fn kick(&mut self) -> Result<(), DeviceError> {
+    fn kick(&mut self) -> Result<bool, DeviceError> {
         let mut there = self.there.borrow_mut();
         for packet in self.ring.drain(..) {
             self.sent += 1;
@@ -94,7 +94,7 @@ impl Device for Local {
                 false => there.overrun += 1,
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     fn receive(

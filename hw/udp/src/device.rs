@@ -121,7 +121,11 @@ impl UdpDevice {
     /// Takes what there is to hear about packets that did not arrive.
     fn take_reports(&mut self) -> News {
         let mut news = News::default();
-        for _ in 0..REPORTS {
+        for taken in 0.. {
+            // What is left makes the next call fail, too.
+            if taken == REPORTS {
+                return news;
+            }
             let Ok(Some(report)) = udp::take_report(self.socket.as_fd()) else {
                 break;
             };
@@ -256,8 +260,8 @@ impl Device for UdpDevice {
         Ok(())
     }
 
-    fn kick(&mut self) -> Result<(), DeviceError> {
-        let mut failed = Ok(());
+    fn kick(&mut self) -> Result<bool, DeviceError> {
+        let mut failed = None;
         // Each turn takes packets out of the ring, or hears of an earlier one.
         for _ in 0..BATCH + OLD_NEWS {
             if self.outbox.is_empty() {
@@ -283,12 +287,12 @@ impl Device for UdpDevice {
                 }
                 Err(errno) => {
                     if let Some(error) = self.refused(errno) {
-                        failed = Err(error);
+                        failed = Some(error);
                     }
                 }
             }
         }
-        failed
+        failed.map_or(Ok(!self.outbox.is_empty()), Err)
     }
 
     fn receive(

@@ -167,7 +167,7 @@ impl XdpDevice {
     }
 
     /// Asks the kernel to send, until it has taken all; a bounded number of times.
-    fn send_all(&mut self) -> Result<(), DeviceError> {
+    fn send_all(&mut self) -> Result<bool, DeviceError> {
         let most = SIZES.transmit / self.socket.got.budget + MORE_CALLS;
         let mut waiting = u32::MAX;
         for _ in 0..most {
@@ -175,7 +175,7 @@ impl XdpDevice {
             match xdp::kick_transmit(self.socket.xsk.as_fd()) {
                 Ok(()) => {
                     self.untold = false;
-                    return Ok(());
+                    return Ok(false);
                 }
                 Err(Errno::INTR) => {}
                 // One packet is lost; the others are waiting still.
@@ -200,7 +200,7 @@ impl XdpDevice {
             }
         }
         self.stats.busy += 1;
-        Ok(())
+        Ok(true)
     }
 
     /// Nothing has come. Whoever must be called to receive is; at times the socket is asked whether it has its interface.
@@ -297,14 +297,14 @@ impl Device for XdpDevice {
         Ok(())
     }
 
-    fn kick(&mut self) -> Result<(), DeviceError> {
+    fn kick(&mut self) -> Result<bool, DeviceError> {
         if !self.untold {
-            return Ok(());
+            return Ok(false);
         }
         self.socket.xsk.publish_queued();
         if !self.socket.xsk.transmit_needs_wakeup() {
             self.untold = false;
-            return Ok(());
+            return Ok(false);
         }
         let done = self.send_all();
         // In copy mode they have left already. The frame that comes back last is the one in the cache, and the next to be used.

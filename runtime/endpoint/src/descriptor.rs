@@ -150,6 +150,7 @@ impl<S, D> Endpoint<S, D> {
     pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S, D>>, ArmError> {
         let watcher = self.watch_connections()?;
         let idle = self.arm_channels(&watcher);
+        let idle = idle.map(|idle| idle && !self.lines.iter().any(|line| line.has_news()));
         if idle != Ok(true) || (events && !self.events.is_empty()) {
             self.disarm();
             return idle.map(|_| None);
@@ -207,8 +208,12 @@ impl<S, D> Endpoint<S, D> {
 
     /// Says on all channels that we sleep; `false` if there is something to be looked at first.
     fn arm_channels(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
-        self.lines.iter().for_each(|line| line.flush());
-        if !self.arrived.is_empty() {
+        // Nobody says when a device has room again.
+        let mut all_sent = true;
+        for line in &self.lines {
+            all_sent &= line.flush();
+        }
+        if !all_sent || !self.arrived.is_empty() {
             return Ok(false);
         }
         if self.all_armed.get() {
@@ -252,8 +257,7 @@ impl<S, D> Endpoint<S, D> {
             for ready in &found {
                 match ready.token {
                     BELL => self.mailbox.silence(),
-                    // The next poll looks at it.
-                    LINES.. => {}
+                    token @ LINES.. => self.look_soon(token),
                     _ => self.take_wake(watcher, ready),
                 }
             }
@@ -262,6 +266,13 @@ impl<S, D> Endpoint<S, D> {
             }
             bound = Duration::ZERO;
         }
+    }
+
+    /// The next poll looks at the device of this name.
+    fn look_soon(&self, token: u64) {
+        let line = usize::try_from(token - LINES).ok();
+        let line = line.and_then(|line| self.lines.get(line));
+        line.inspect(|line| line.look_soon());
     }
 
     fn take_wake(&mut self, watcher: &Watcher, ready: &Ready) {

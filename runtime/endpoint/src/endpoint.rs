@@ -345,5 +345,6 @@ impl<S, D> Drop for Endpoint<S, D> {
             channel.finish_queued();
             hang_up(&channel, self.controller, &self.mailbox);
         }
+        self.lines.iter().for_each(|line| line.close_all());
     }
 }

@@ -63,6 +63,11 @@ impl Outgoing {
         Outgoing(self.0 | FRAMED)
     }
 
+    /// Whether what is sent is the message itself: no list of frames and no batch.
+    pub(crate) const fn is_plain(self) -> bool {
+        self.0 & FRAMED == 0 && self.0 != Outgoing::batch().0
+    }
+
     #[inline(always)]
     pub(crate) const fn answer(kind: Kind, call: u16) -> Self {
         Outgoing((kind as u64) << KIND_SHIFT | (call as u64) << TARGET_SHIFT)

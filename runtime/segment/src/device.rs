@@ -166,9 +166,9 @@ pub trait Device {
         write: &mut dyn FnMut(&mut [u8]) -> usize,
     ) -> Result<(), DeviceError>;
 
-    /// Sends what is in the send ring on its way: one system call, or a constant number. An error is of the device: each packet that
-    /// is lost by it is counted in the status.
-    fn kick(&mut self) -> Result<(), DeviceError>;
+    /// Sends what is in the send ring on its way: one system call, or a constant number. Whether something is left that the kernel would
+    /// not take now: kick again, soon. An error is of the device: each packet that is lost by it is counted in the status.
+    fn kick(&mut self) -> Result<bool, DeviceError>;
 
     /// Receive ring: hands over at most `most` packets that have arrived; how many that were. A frame is the device's again when
     /// `take` returns.

@@ -240,7 +240,8 @@ impl Port {
     #[inline(never)]
     fn send_long(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         let len = payload.len();
-        if len > MAX_INLINE {
+        // What is longer than this port sends at all is refused there.
+        if len > MAX_INLINE || (len > self.max_message() && out.is_plain()) {
             return self.send_framed(out, payload);
         }
         let slots = slots_of(len);

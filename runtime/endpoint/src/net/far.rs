@@ -5,6 +5,7 @@ use super::line::News;
 use tightbeam_proto::opening::Agreed;
 use tightbeam_proto::raw::{self, Accepted};
 use tightbeam_proto::wire::message::{Cookie, HEADER, Packet};
+use tightbeam_proto::wire::packed;
 use tightbeam_segment::{
     Answer, Arrival, Asleep, Device, DeviceError, MAX_CALLS, Outgoing, Port, Route, TrySendError,
 };
@@ -72,6 +73,10 @@ pub(super) struct Far {
     /// Calls of this endpoint, and of the other one.
     asked: Calls,
     asking: Calls,
+    /// Calls of this endpoint that are given up before they are sent.
+    given_up: [Option<u16>; MAX_CALLS],
+    /// The endpoint was told that there is no answer to a call.
+    ended: bool,
     /// Messages of a batch that are still to be sent.
     left: Left,
     /// There may be something to send.
@@ -91,6 +96,8 @@ impl Far {
             receiver: raw::Receiver::new(agreed.ours),
             asked: Calls::default(),
             asking: Calls::default(),
+            given_up: [None; MAX_CALLS],
+            ended: false,
             left: Left::default(),
             pending: false,
             counts: Counts::default(),
@@ -117,6 +124,15 @@ impl Far {
         self.sender.set_max_packet(max_packet);
     }
 
+    /// The same, of a device that has become narrower; `false` if that is nothing new.
+    fn narrow_to(&mut self, max_packet: usize) -> bool {
+        let narrower = max_packet < HEADER + self.sender.max_message();
+        if narrower {
+            self.narrow(max_packet);
+        }
+        narrower
+    }
+
     pub(super) fn arrived(&self) -> &raw::Counters {
         self.receiver.counters()
     }
@@ -135,27 +151,44 @@ impl Far {
 
     fn send_all(&mut self, device: &mut dyn Device, sent: &mut bool) -> Result<(), DeviceError> {
         loop {
-            while !self.left.is_empty() {
-                self.send_left(device)?;
-                *sent = true;
+            match self.send_next(device) {
+                Ok(true) => *sent = true,
+                Ok(false) => return Ok(()),
+                // The same once more: what is too long now is lost, the rest is sent.
+                Err(DeviceError::TooLong { max, .. }) if self.narrow_to(max) => {}
+                Err(error) => return Err(error),
             }
-            match self.port.arrival() {
-                Arrival::Message { handler } => self.send_message(handler, device)?,
-                Arrival::Batch => self.take_batch(),
-                Arrival::Reply { call, answer } => self.send_answer(call, answer, device)?,
-                // The near port is ours: a fault would be a mistake of this library, and then nothing is sent any more.
-                Arrival::Empty | Arrival::Fault(_) => return Ok(()),
-            }
-            *sent = true;
         }
+    }
+
+    /// Whether there was something to send.
+    fn send_next(&mut self, device: &mut dyn Device) -> Result<bool, DeviceError> {
+        if !self.left.is_empty() {
+            self.send_left(device)?;
+            return Ok(true);
+        }
+        match self.port.arrival() {
+            Arrival::Message { handler } => self.send_message(handler, device)?,
+            Arrival::Batch => self.take_batch(),
+            Arrival::Reply { call, answer } => self.send_answer(call, answer, device)?,
+            // The near port is ours: a fault would be a mistake of this library, and then nothing is sent any more.
+            Arrival::Empty | Arrival::Fault(_) => return Ok(false),
+        }
+        Ok(true)
+    }
+
+    /// Whether a message of so many bytes may share a packet with others, if that is worth it.
+    fn may_share(&self, len: usize) -> bool {
+        len <= SHARED && packed::room(len) <= self.sender.max_message()
     }
 
     fn send_message(&mut self, handler: u16, device: &mut dyn Device) -> Result<(), DeviceError> {
         let (incoming, port) = self.port.incoming();
-        if incoming.len() <= SHARED && !incoming.wants_reply() && port.is_followed() {
+        let (len, call, number) = (incoming.len(), incoming.wants_reply(), port.handling());
+        if !call && port.is_followed() && self.may_share(len) {
             return self.send_packed(handler, device);
         }
-        let (call, number) = (incoming.wants_reply(), port.handling());
+        let (incoming, _) = self.port.incoming();
         let outgoing = match call {
             true => raw::Outgoing::Call,
             false => raw::Outgoing::Message,
@@ -168,23 +201,45 @@ impl Far {
             handler,
             incoming.bytes(),
         )?;
-        match written {
-            Some(packet) if call => self.asked.note(Call {
-                port: number,
-                packet,
-            }),
-            Some(_) => {}
-            None => self.counts.too_long += 1,
+        if call {
+            self.note_call(number, written);
         }
         self.count(written, 1);
         self.port.consume();
         Ok(())
     }
 
+    /// A call was sent, in the packet of this number, or was too long.
+    fn note_call(&mut self, number: u16, written: Option<u32>) {
+        let mut given_up = self.given_up.iter_mut();
+        let given_up = given_up.find(|call| **call == Some(number));
+        let given_up = given_up.map(Option::take).is_some();
+        match written {
+            Some(packet) if !given_up => self.asked.note(Call {
+                port: number,
+                packet,
+            }),
+            _ => self.end_call(number),
+        }
+    }
+
+    /// Says that there will be no answer to a call of this endpoint, or it could never call again.
+    fn end_call(&mut self, number: u16) {
+        self.ended = self.port.try_answer(number, Answer::NoReply, &[]).is_ok();
+    }
+
+    /// That the endpoint was told so: nothing came for it to see that.
+    pub(super) fn take_ended(&mut self) -> Option<News> {
+        std::mem::take(&mut self.ended).then(|| News::Arrived(self.slot()))
+    }
+
     fn count(&mut self, written: Option<u32>, messages: u64) {
-        if written.is_some() {
-            self.counts.packets += 1;
-            self.counts.messages += messages;
+        match written {
+            Some(_) => {
+                self.counts.packets += 1;
+                self.counts.messages += messages;
+            }
+            None => self.counts.too_long += 1,
         }
     }
 
@@ -205,6 +260,7 @@ impl Far {
                     _ => break,
                 }
                 let (incoming, _) = port.incoming();
+                // One that is too long by itself does not fit here either.
                 if incoming.wants_reply() || incoming.len() > SHARED {
                     break;
                 }
@@ -224,6 +280,22 @@ impl Far {
     }
 
     fn send_left(&mut self, device: &mut dyn Device) -> Result<(), DeviceError> {
+        if let Some((handler, bytes)) = self.left.first()
+            && !self.may_share(bytes.len())
+        {
+            let (sender, route) = (&mut self.sender, &self.route);
+            let written = write(
+                sender,
+                device,
+                route,
+                raw::Outgoing::Message,
+                handler,
+                bytes,
+            )?;
+            self.count(written, 1);
+            self.left.give(|_, _| true);
+            return Ok(());
+        }
         let (left, sender, mut messages) = (&mut self.left, &mut self.sender, 0);
         let room = HEADER + sender.max_message();
         device.transmit(&self.route, room, &mut |out| {
@@ -251,7 +323,12 @@ impl Far {
             let (sender, route) = (&mut self.sender, &self.route);
             let written = write(sender, device, route, outgoing, 0, bytes)?;
             if written.is_none() {
-                self.counts.too_long += 1;
+                // Who waits for it is told that it does not come.
+                let none = raw::Outgoing::Answer {
+                    call: asking.packet,
+                    answer: raw::Answer::NoReply,
+                };
+                write(sender, device, route, none, 0, &[])?;
             }
             self.count(written, 1);
             self.asking.remove(call);
@@ -313,8 +390,8 @@ impl Far {
         self.asked.remove(asked.port);
         let sent = self.port.try_answer(asked.port, from_wire(answer), bytes);
         if sent.is_err() {
-            // No frame for it. The caller is told, or it could never call again.
-            let _ = self.port.try_answer(asked.port, Answer::NoReply, &[]);
+            // No frame for it, or too long.
+            self.end_call(asked.port);
         }
         self.note_room(sent);
     }
@@ -323,7 +400,13 @@ impl Far {
     pub(super) fn give_up(&mut self, call: u16) {
         if self.asked.find(|asked| asked.port == call).is_some() {
             self.asked.remove(call);
-            let _ = self.port.try_answer(call, Answer::NoReply, &[]);
+            return self.end_call(call);
+        }
+        // Messages are numbered in order, and this is the number of the first that is still to be sent.
+        let is_sent = (call.wrapping_sub(self.port.handling()) as i16) < 0;
+        let free = self.given_up.iter_mut().find(|place| place.is_none());
+        if !is_sent && let Some(free) = free {
+            *free = Some(call);
         }
     }
 

@@ -22,14 +22,20 @@ impl Left {
         self.bytes.extend(message);
     }
 
+    /// The first message, and its handler.
+    pub(super) fn first(&self) -> Option<(u16, &[u8])> {
+        let (&[a, b, c, d], rest) = self.bytes[self.at..].split_first_chunk::<HEAD>()?;
+        let len = usize::from(u16::from_ne_bytes([a, b]));
+        Some((u16::from_ne_bytes([c, d]), &rest[..len]))
+    }
+
     /// Offers the first message; whether it was taken, and there is another one.
     pub(super) fn give(&mut self, take: impl FnOnce(u16, &[u8]) -> bool) -> bool {
-        let Some((&[a, b, c, d], rest)) = self.bytes[self.at..].split_first_chunk::<HEAD>() else {
+        let Some((handler, bytes)) = self.first() else {
             return false;
         };
-        let (len, handler) = (u16::from_ne_bytes([a, b]), u16::from_ne_bytes([c, d]));
-        let len = usize::from(len);
-        if !take(handler, &rest[..len]) {
+        let len = bytes.len();
+        if !take(handler, bytes) {
             return false;
         }
         self.at += HEAD + len;

@@ -8,11 +8,12 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::rc::Rc;
+use std::time::Duration;
 use tightbeam_proto::raw::{Counter, Counters};
 use tightbeam_proto::wire::message::{self, Kind};
 use tightbeam_segment::{DeviceError, DeviceStatus, Packet, Port};
 use tightbeam_sys::Errno;
-use tightbeam_sys::control::Watcher;
+use tightbeam_sys::control::{Watcher, wait_readable};
 
 /// Packets that are taken from a device in one turn.
 const PACKETS: usize = 64;
@@ -35,6 +36,16 @@ pub(crate) enum News {
     Unknown(u16),
     /// A client was admitted.
     Opened(Box<Opened>),
+}
+
+impl News {
+    /// Whether it is about the channel that is in this slot.
+    fn is_of(&self, slot: u16) -> bool {
+        match self {
+            News::Arrived(of) | News::Closed(of) | News::Unknown(of) => *of == slot,
+            News::Opened(opened) => opened.slot == slot,
+        }
+    }
 }
 
 /// A channel that was opened over a line.
@@ -110,27 +121,28 @@ impl Line {
         self.inner.borrow_mut()
     }
 
-    /// A poll begins: takes in what has come; how many packets. `shared` if the endpoint has other work, too.
+    /// A poll begins: takes in what has come; how many packets, or news of earlier ones. `shared` if the endpoint has other work, too.
     pub(crate) fn begin_turn(&self, shared: bool) -> usize {
         self.in_turn.set(true);
         let idle = self.idle.get();
+        let mut inner = self.inner();
         if shared && idle > PATIENCE && !idle.is_multiple_of(SELDOM) {
-            self.idle.set(idle + 1);
-            return 0;
+            self.idle.set(idle.wrapping_add(1));
+            return inner.news.len();
         }
-        let came = self.inner().receive();
+        let came = inner.receive();
         self.idle.set(if came > 0 {
             0
         } else {
             idle.wrapping_add(1).max(1)
         });
-        came
+        came.max(inner.news.len())
     }
 
     /// A poll ends: sends what there is, with one kick.
     pub(crate) fn end_turn(&self) {
         self.in_turn.set(false);
-        if self.sent.replace(0) > 0 || self.inner.borrow().unkicked {
+        if self.sent.replace(0) > 0 || self.inner.borrow().waits() {
             self.inner().flush();
         }
     }
@@ -139,7 +151,7 @@ impl Line {
     /// the next turn, or when it has become much.
     pub(crate) fn wake(&self, slot: u16) {
         let sent = self.sent.get();
-        self.sent.set(sent + 1);
+        self.sent.set(sent.wrapping_add(1));
         let mut inner = self.inner();
         inner.note_pending(slot);
         if !self.in_turn.get() && (sent == 0 || sent.is_multiple_of(BACKLOG)) {
@@ -147,9 +159,26 @@ impl Line {
         }
     }
 
-    /// Sends all that waits for the next turn.
-    pub(crate) fn flush(&self) {
-        self.inner().flush();
+    /// Sends all that waits for the next turn; `false` if the device cannot take all of it now, and will be able to without a word.
+    pub(crate) fn flush(&self) -> bool {
+        !self.inner().flush()
+    }
+
+    /// Whether something has come, or an earlier look has found something that its endpoint has not been told of. Makes a system call.
+    pub(crate) fn has_news(&self) -> bool {
+        let ready = {
+            let inner = self.inner.borrow();
+            !inner.news.is_empty() || wait_readable(inner.device.as_fd(), Duration::ZERO)
+        };
+        if ready {
+            self.look_soon();
+        }
+        ready
+    }
+
+    /// The next turn looks at the device, however long nothing has come.
+    pub(crate) fn look_soon(&self) {
+        self.idle.set(0);
     }
 
     /// The channel of this slot is called so by its endpoint.
@@ -184,8 +213,11 @@ impl Line {
 
     /// See [`Far::give_up`].
     pub(crate) fn give_up(&self, slot: u16, call: u16) {
-        if let Some(far) = self.inner().far(slot) {
+        let mut inner = self.inner();
+        if let Some(far) = inner.far(slot) {
             far.give_up(call);
+            let ended = far.take_ended();
+            inner.news.extend(ended);
         }
     }
 
@@ -195,6 +227,19 @@ impl Line {
         inner.note_pending(slot);
         inner.flush();
         inner.part(slot, true);
+        inner.kick();
+    }
+
+    /// The endpoint is no more: all others hear of it, those too whose channels it has not been told of.
+    pub(crate) fn close_all(&self) {
+        let mut inner = self.inner();
+        inner.flush();
+        for slot in 0..=u16::MAX {
+            if usize::from(slot) >= inner.fars.len() {
+                break;
+            }
+            inner.part(slot, true);
+        }
         inner.kick();
     }
 
@@ -298,7 +343,6 @@ impl Inner {
             }
         });
         match came {
-            Ok(0) => 0,
             Ok(came) => {
                 self.answer_desk();
                 came
@@ -310,53 +354,75 @@ impl Inner {
         }
     }
 
-    /// Sends what waits, and has the device send it on its way.
-    fn flush(&mut self) {
+    /// Whether there is something that an earlier turn could not send.
+    fn waits(&self) -> bool {
+        self.unkicked || !self.pending.is_empty() || self.desk.has_answers()
+    }
+
+    /// Sends what waits, and has the device send it on its way. Whether the device has had no room for all of it.
+    fn flush(&mut self) -> bool {
         for _ in 0..TRIES {
-            let full = self.send_pending();
-            self.kick();
+            self.answer_desk();
+            let full = self.send_pending() || self.desk.has_answers();
+            let left = self.kick();
             if !full {
-                return;
+                return left;
             }
             self.device.reclaim();
         }
+        true
     }
 
-    /// Whether the device's send ring is full before all is sent.
+    /// Whether the device's send ring is full before all is sent. What cannot be sent for another reason stays, and keeps nobody else
+    /// from sending.
     fn send_pending(&mut self) -> bool {
-        while let Some(&slot) = self.pending.last() {
+        let mut next = 0;
+        while let Some(&slot) = self.pending.get(next) {
             let Inner {
                 device,
                 fars,
                 unkicked,
                 failed,
+                news,
                 ..
             } = self;
             if let Some(Some(far)) = fars.get_mut(usize::from(slot)) {
-                match far.send(&mut **device) {
+                let sent = far.send(&mut **device);
+                news.extend(far.take_ended());
+                match sent {
                     Ok(sent) => *unkicked |= sent,
                     Err(DeviceError::Full) => {
                         *unkicked = true;
+                        // Next time the others come first.
+                        self.pending.rotate_left(next + 1);
                         return true;
                     }
                     Err(error) => {
                         *failed = Some(error);
-                        return false;
+                        next += 1;
+                        continue;
                     }
                 }
             }
-            self.pending.pop();
+            self.pending.swap_remove(next);
         }
         false
     }
 
-    pub(super) fn kick(&mut self) {
-        if self.unkicked {
-            self.unkicked = false;
-            if let Err(error) = self.device.kick() {
+    /// Whether something is left that the device is to be asked for again soon.
+    pub(super) fn kick(&mut self) -> bool {
+        if !self.unkicked {
+            return false;
+        }
+        match self.device.kick() {
+            Ok(left) => self.unkicked = left,
+            // What it keeps until it is up again, each turn asks for.
+            Err(error) => {
                 self.failed = Some(error);
+                return false;
             }
         }
+        self.unkicked
     }
 
     fn part(&mut self, slot: u16, say: bool) {
@@ -368,6 +434,8 @@ impl Inner {
             self.unkicked = true;
         }
         self.pending.retain(|pending| *pending != slot);
+        // What it has brought is not about the next one that gets the slot.
+        self.news.retain(|new| !new.is_of(slot));
         self.desk.parted(&gone);
     }
 }

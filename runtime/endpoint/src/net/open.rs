@@ -42,7 +42,10 @@ impl<S, D: Devices> Endpoint<S, D> {
         location: &Location,
     ) -> Result<ChannelId, OpenError> {
         let line = self.line(address, location, Purpose::Connect)?;
-        let opened = opening::connect(&line, address, location.host, &self.options)?;
+        let opened = opening::connect(&line, address, location.host, &self.options);
+        // Meanwhile packets for others may have come.
+        self.take_news();
+        let opened = opened?;
         if !self.lines.iter().any(|known| Rc::ptr_eq(known, &line)) {
             self.add_line(Rc::clone(&line));
         }

@@ -9,6 +9,7 @@ use crate::control::{Gate, OpenOptions, Outcome, Refusal as Turned};
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tightbeam_proto::opening::{
@@ -173,6 +174,10 @@ impl Desk {
         self.say(from, Some(len));
     }
 
+    pub(super) fn has_answers(&self) -> bool {
+        !self.answers.is_empty()
+    }
+
     /// A channel has ended.
     pub(super) fn parted(&mut self, far: &Far) {
         if let Some(doorman) = &mut self.doorman {
@@ -203,7 +208,9 @@ impl Doorman {
             gate.count(Outcome::Refused(why));
             said
         };
-        if !(self.options.hosts)(wish.from) {
+        // A policy that panics admits nobody: what the device does with its packets must not end in between.
+        let admits = || (self.options.hosts)(wish.from);
+        if !catch_unwind(AssertUnwindSafe(admits)).unwrap_or(false) {
             return Err(turn_away(
                 &self.gate,
                 Turned::NotAdmitted,
@@ -298,13 +305,18 @@ fn ask(
     loop {
         let mut inner = line.inner();
         let now = inner.desk.now();
-        let Inner { device, desk, .. } = &mut *inner;
+        let Inner {
+            device,
+            desk,
+            unkicked,
+            ..
+        } = &mut *inner;
         let asking = desk.asking.as_mut().ok_or_else(timed_out)?;
         let wait = match asking.client.turn(now, &mut desk.buffer) {
             Turn::Send(len) => {
                 // What cannot be sent now is sent again later.
                 let _ = say(&mut **device, route, &desk.buffer[..len]);
-                let _ = device.kick();
+                *unkicked |= device.kick().unwrap_or(false);
                 Duration::ZERO
             }
             Turn::Wait(until) => Duration::from_nanos(until.saturating_sub(now)).min(LOOK),

@@ -95,7 +95,7 @@ impl<S, D> Endpoint<S, D> {
         self.note(Event::Opened { channel, peer });
     }
 
-    fn take_news(&mut self) {
+    pub(crate) fn take_news(&mut self) {
         for n in 0..self.lines.len() {
             let mut news = std::mem::take(&mut self.news);
             self.lines[n].drain_news(&mut news);

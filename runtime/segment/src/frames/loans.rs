@@ -104,7 +104,7 @@ impl Port {
         self.equip_up_to(MAX_MESSAGE, pool, courier);
     }
 
-    /// The same, for messages of at most `most` bytes, at least [`MAX_INLINE`](crate::MAX_INLINE).
+    /// The same, for messages of at most `most` bytes. Those that need no more than a slot, and those in a batch, are sent all the same.
     pub fn equip_up_to(&mut self, most: usize, pool: Rc<Pool>, courier: impl Courier + 'static) {
         self.frames.equipment = Some(Equipment {
             pool,
