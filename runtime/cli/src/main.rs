@@ -51,6 +51,9 @@ enum Command {
     /// The second process of `bench overload`
     #[command(hide = true)]
     BenchOverloadPeer(bench::overload::PeerArgs),
+    /// The second process of `bench loss` and `bench n90`
+    #[command(hide = true)]
+    BenchNetPeer(bench::net::sink::PeerArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -76,6 +79,10 @@ enum What {
     Overload(bench::overload::OverloadArgs),
     /// Messages between two hosts, which are network namespaces on a virtual cable; needs root
     Net(bench::net::NetArgs),
+    /// Offered rate against loss between two hosts, by cause; needs root
+    Loss(bench::net::loss::LossArgs),
+    /// The smallest message that fills 90 % of a shaped link between two hosts; needs root
+    N90(bench::net::n90::N90Args),
 }
 
 fn main() -> ExitCode {
@@ -104,6 +111,14 @@ fn main() -> ExitCode {
             what: Some(What::Overload(args)),
             ..
         }) => bench::overload::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Loss(args)),
+            ..
+        }) => bench::net::loss::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::N90(args)),
+            ..
+        }) => bench::net::n90::run(&args),
         Command::Bench(Bench { what: None, args }) => bench::run(&args),
         Command::Ping(args) => ping::ping(&args),
         Command::Pong(args) => ping::pong(&args),
@@ -112,6 +127,7 @@ fn main() -> ExitCode {
         Command::BenchPeer(args) => bench::peer::run(&args).map_err(Into::into),
         Command::BenchChannelsPeer(args) => bench::channels::serve(&args).map_err(Into::into),
         Command::BenchWaitPeer(args) => bench::wait::serve(&args).map_err(Into::into),
+        Command::BenchNetPeer(args) => bench::net::sink::serve(&args).map_err(Into::into),
         Command::BenchSizesPeer(args) => bench::sizes::serve(&args).map_err(Into::into),
         Command::BenchFanoutPeer(args) => bench::fanout::serve(&args).map_err(Into::into),
         Command::BenchOverloadPeer(args) => bench::overload::serve(&args).map_err(Into::into),

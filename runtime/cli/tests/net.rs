@@ -3,6 +3,7 @@
 use serde_json::Value;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 fn tightbeam(arguments: &str) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_tightbeam"));
@@ -22,6 +23,12 @@ fn rows(report: &Value) -> Vec<&Value> {
     of("pingpong").chain(of("rate")).collect()
 }
 
+/// Each takes both CPUs.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
@@ -31,6 +38,7 @@ fn root_gets_figures_of_every_path() {
     if !is_root() {
         return eprintln!("skipped: not root");
     }
+    let _alone = alone();
     let output = tightbeam("bench net --seconds 4 --json").output().unwrap();
     let report = report(&output);
     assert_eq!(report["schema"], 1);
@@ -71,5 +79,70 @@ fn who_is_not_root_is_told_what_is_missing() {
     for row in rows(&report) {
         let said = "needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW";
         assert_eq!(row["skipped"], said, "{row}");
+    }
+}
+
+#[test]
+fn loss_is_counted_by_cause_and_credits_lose_nothing() {
+    if !is_root() {
+        return eprintln!("skipped: not root");
+    }
+    let _alone = alone();
+    // Nobody takes 2,000 messages a second if each takes a millisecond.
+    let words = "bench loss --seconds 4 --rates 2000 --work 1000000 --json";
+    let report = report(&tightbeam(words).output().unwrap());
+    let rows = report["loss"].as_array().unwrap();
+    let of = |by: &str| rows.iter().find(|row| row["by"] == by).unwrap();
+    for row in rows {
+        let count = |name: &str| row[name].as_u64().unwrap();
+        assert!(count("sent") > 0, "{row}");
+        assert_eq!(count("sent"), count("received") + count("lost"), "{row}");
+        assert_eq!(count("offered"), count("sent") + count("refused"), "{row}");
+    }
+    assert_eq!(of("shm")["lost"], 0);
+    for by in ["tightbeam-udp", "xdp-generic"] {
+        let row = of(by);
+        let counted = row["counted"].as_array().unwrap().iter();
+        let counted: u64 = counted.filter_map(|cause| cause[1].as_u64()).sum();
+        assert!(row["lost"] == 0 || counted > 0, "{row}");
+    }
+}
+
+#[test]
+fn n90_has_a_share_for_each_size() {
+    if !is_root() {
+        return eprintln!("skipped: not root");
+    }
+    let _alone = alone();
+    let words = "bench n90 --seconds 2 --links 50 --json";
+    let report = report(&tightbeam(words).output().unwrap());
+    let rows = report["n90"].as_array().unwrap();
+    let paths: Vec<_> = rows.iter().map(|row| row["by"].as_str().unwrap()).collect();
+    let expected = ["udp", "udp-mmsg", "tcp", "tightbeam-udp", "xdp-generic"];
+    assert_eq!(paths, expected);
+    for row in rows {
+        let shares = row["shares"].as_array().unwrap();
+        assert!(
+            shares.iter().all(|share| share[1].as_f64() > Some(0.0)),
+            "{row}"
+        );
+    }
+}
+
+#[test]
+fn loss_and_n90_say_what_is_missing() {
+    for what in ["loss", "n90"] {
+        let mut command = tightbeam(&format!("bench {what} --json"));
+        if is_root() {
+            command.uid(65534).gid(65534);
+        }
+        match command.output() {
+            // The program is in a folder that others may not enter.
+            Err(error) => return eprintln!("skipped: not root, but {error}"),
+            Ok(output) => {
+                let said = "needs CAP_BPF, CAP_NET_ADMIN, CAP_NET_RAW";
+                assert_eq!(report(&output)["skipped"], said);
+            }
+        }
     }
 }

@@ -4,6 +4,11 @@
 //! references are the kernel's UDP sockets over the same cable, in each way of using them.
 
 pub(crate) mod cable;
+mod flow;
+pub(crate) mod loss;
+pub(crate) mod n90;
+pub(crate) mod sink;
+mod source;
 
 use super::fault::BenchError;
 use super::harness::{Harness, Rows};
