@@ -36,6 +36,9 @@ const SPINS_A_LOOK: u32 = 64;
 /// Most and least looks before an adaptive endpoint sleeps.
 const MOST_LOOKS: u32 = 64;
 const LEAST_LOOKS: u32 = 1;
+/// The least where there are devices: with them a round trip takes several looks, not less than one, and to sleep through it takes ten times
+/// as long.
+const LEAST_LOOKS_WITH_LINES: u32 = 8;
 
 /// One wait with a deadline.
 pub(crate) struct Waiting {
@@ -83,8 +86,8 @@ impl SpinBudget {
     }
 
     /// Spinning ended in a sleep.
-    fn punish(&mut self) {
-        self.0 = (self.0 / 2).max(LEAST_LOOKS);
+    fn punish(&mut self, least: u32) {
+        self.0 = (self.0 / 2).max(least);
     }
 }
 
@@ -166,6 +169,13 @@ impl<S, D> Endpoint<S, D> {
         })
     }
 
+    fn least_looks(&self) -> u32 {
+        match self.lines.is_empty() {
+            true => LEAST_LOOKS,
+            false => LEAST_LOOKS_WITH_LINES,
+        }
+    }
+
     fn shall_sleep(&self, looks: u32) -> bool {
         match self.wait {
             Wait::Spin => false,
@@ -180,7 +190,7 @@ impl<S, D> Endpoint<S, D> {
         let bound = bound.min(BOUND);
         if self.live > FEW || !self.lines.is_empty() {
             self.park_on_descriptor(bound, room);
-            return self.spin_budget.punish();
+            return self.spin_budget.punish(self.least_looks());
         }
         self.disarm();
         let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
@@ -196,7 +206,7 @@ impl<S, D> Endpoint<S, D> {
         let has_room = self.may_have_room(room) || self.has_room_for_queued();
         if !has_room && !self.mailbox.rang() && !ports().any(Port::has_arrival) {
             wake::wait_any(&watched[..count], bound);
-            self.spin_budget.punish();
+            self.spin_budget.punish(self.least_looks());
         }
         ports().for_each(|port| port.set_asleep(Asleep::No));
     }

@@ -8,7 +8,7 @@ use std::cell::{Cell, RefCell, RefMut};
 use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::rc::Rc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tightbeam_proto::raw::{Counter, Counters};
 use tightbeam_proto::wire::message::{self, Kind};
 use tightbeam_segment::{DeviceError, DeviceStatus, Packet, Port};
@@ -25,6 +25,8 @@ const TRIES: usize = 3;
 /// is a system call, which takes longer than a round trip to a process.
 const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
+/// What a spin takes on the build machine, about: the processor's `pause`.
+const SPIN: Duration = Duration::from_nanos(25);
 
 /// What came of a look at a line, of the channel in a slot.
 pub(crate) enum News {
@@ -70,6 +72,8 @@ pub(crate) struct Line {
     sent: Cell<u32>,
     /// Looks in vain since something came.
     idle: Cell<u32>,
+    /// How long the last ones took of which it was measured.
+    look: Cell<Duration>,
     watched: Cell<bool>,
 }
 
@@ -109,6 +113,7 @@ impl Line {
             in_turn: Cell::new(false),
             sent: Cell::new(0),
             idle: Cell::new(0),
+            look: Cell::new(Duration::ZERO),
             watched: Cell::new(false),
         })
     }
@@ -130,13 +135,26 @@ impl Line {
             self.idle.set(idle.wrapping_add(1));
             return inner.news.len();
         }
+        // Sometimes, and not when it matters, it is measured.
+        let begin = idle.is_power_of_two().then(Instant::now);
         let came = inner.receive();
+        if let (Some(begin), 0) = (begin, came) {
+            self.look.set(begin.elapsed());
+        }
         self.idle.set(if came > 0 {
             0
         } else {
             idle.wrapping_add(1).max(1)
         });
         came.max(inner.news.len())
+    }
+
+    /// How often to look at it in the time that so many spins take: a look at a ring of AF_XDP takes about as long as one, a look at a
+    /// socket as long as ten.
+    pub(crate) fn spins(&self, spins: u32) -> u32 {
+        let all = SPIN * spins;
+        let look = self.look.get().max(SPIN).as_nanos().max(1);
+        spins.min((all.as_nanos() / look) as u32)
     }
 
     /// A poll ends: sends what there is, with one kick.

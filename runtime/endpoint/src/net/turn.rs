@@ -5,8 +5,6 @@ use crate::channel::{ChannelId, Ending};
 use crate::{Endpoint, Event};
 use std::rc::Rc;
 
-/// A look at devices takes as long as so many at a ring.
-const SPINS_A_LOOK: u32 = 8;
 /// So often the ring of the only process is looked at between two looks at the devices: some 400 ns, of which a round trip over a device
 /// takes ten or more, and one to a process no more than one.
 const SPINS_A_TURN: u32 = 16;
@@ -17,7 +15,10 @@ impl<S, D> Endpoint<S, D> {
     /// As [`poll_spinning`](Self::poll_spinning), of which it is the rest.
     #[inline(never)]
     pub(crate) fn poll_with_lines(&mut self, budget: usize, spins: u32) -> usize {
-        let mut spins = spins.div_ceil(SPINS_A_LOOK);
+        let mut spins = self
+            .lines
+            .iter()
+            .fold(spins, |spins, line| line.spins(spins));
         loop {
             let mut came = 0;
             for line in &self.lines {
