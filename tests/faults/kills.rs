@@ -21,7 +21,7 @@ use tightbeam::{CallError, ChannelId, Counter, Endpoint, Event, OpenError, SendE
 
 /// Children that talk at a time.
 pub(crate) const SLOTS: u64 = 2;
-/// Kills before what the survivor holds is first looked at: by then its heap has had the worst of everything once.
+/// Kills, at least, before what the survivor holds is first looked at: by then its heap has had the worst of everything once.
 const WARM_UP: u64 = 300;
 /// Kills after which fresh helpers go on, so that none comes near the end of its life; and the longest time.
 const ROUND: u64 = 4000;
@@ -505,7 +505,7 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     let start = Instant::now();
     let mut survivor = Survivor::new(listening, crowd, seed(), name);
     let idle = descriptors();
-    survivor.round(WARM_UP);
+    survivor.round(WARM_UP.max(kills / 4));
     let before = survivor.holding(idle);
     survivor
         .found
