@@ -39,8 +39,10 @@ const ACTS: [Act; 17] = [
 ];
 
 /// What no honest peer would write where the victim is about to look.
-const LIES: [Act; 16] = [
+const LIES: [Act; 18] = [
     bad_frame,
+    bad_return,
+    bad_return,
     bad_return,
     bad_length,
     bad_kind,

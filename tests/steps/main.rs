@@ -9,7 +9,8 @@
 //! nothing may be missing.
 //!
 //! ```text
-//!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives
+//!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives; of opening
+//!                                                            every 48th
 //!   TIGHTBEAM_LONG=1 cargo test --release --test steps       every instruction
 //!   TIGHTBEAM_EVERY=32 ...                                   every 32nd: with the seeds 0 to 31 that is each of them, in parts
 //!   cargo test --test steps                                  fewer points of the long operations

@@ -5,7 +5,7 @@ use crate::operation::{
     ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, NUMBERED, ON_PATH, Operation,
     PUBLISHED, SHORT, TURN, WRONG, is_payload, payload,
 };
-use crate::support::{Ledger, PATIENCE, Peer, Scratch, opened};
+use crate::support::{Ledger, Looks, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -196,7 +196,7 @@ impl Survivor {
 
     /// Polls until something is so.
     pub(crate) fn until(&mut self, what: &str, so: impl Fn(&Survivor) -> bool) -> Checked {
-        let deadline = Instant::now() + PATIENCE;
+        let (deadline, mut looks) = (Instant::now() + PATIENCE, Looks::new());
         // Looked at first: a poll more than needed would take what is meant for later.
         while !so(self) {
             self.poll()?;
@@ -207,7 +207,7 @@ impl Survivor {
                     self.ledger()
                 )
             })?;
-            std::thread::yield_now();
+            looks.another();
         }
         Ok(())
     }

@@ -169,15 +169,37 @@ pub(crate) fn connect(address: &str) -> Endpoint {
     patiently(|| Endpoint::connect(address).ok())
 }
 
+/// Lets others run between two looks of many.
+///
+/// Whoever yields and does nothing else gets no CPU at all as long as somebody else keeps it busy: the scheduler takes each time for a
+/// slice that was used up (seen for 20 seconds, Linux 6.18). So after some looks it sleeps for a moment.
+pub(crate) struct Looks(u32);
+
+impl Looks {
+    const YIELDS: u32 = 100;
+
+    pub(crate) const fn new() -> Looks {
+        Looks(0)
+    }
+
+    pub(crate) fn another(&mut self) {
+        self.0 = self.0.saturating_add(1);
+        match self.0 > Self::YIELDS {
+            true => std::thread::sleep(Duration::from_micros(50)),
+            false => std::thread::yield_now(),
+        }
+    }
+}
+
 /// Tries until there is a result.
 pub(crate) fn patiently<T>(mut attempt: impl FnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let (deadline, mut looks) = (Instant::now() + PATIENCE, Looks::new());
     loop {
         if let Some(done) = attempt() {
             return done;
         }
         assert!(Instant::now() < deadline, "nothing happens");
-        std::thread::yield_now();
+        looks.another();
     }
 }
 
