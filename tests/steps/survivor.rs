@@ -201,10 +201,14 @@ impl Survivor {
         while !so(self) {
             self.poll()?;
             check(Instant::now() < deadline, || {
+                let counters = self
+                    .victim
+                    .and_then(|victim| self.endpoint.counters(victim));
                 format!(
-                    "never: {what}; {} delivered, {:?}",
+                    "never: {what}; {} delivered, {:?}, {counters:?}, {:?}",
                     self.delivered(),
-                    self.ledger()
+                    self.ledger(),
+                    self.audit()
                 )
             })?;
             looks.another();
