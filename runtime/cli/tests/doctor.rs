@@ -57,12 +57,10 @@ fn lines_and_json_say_the_same() {
     for finding in report["findings"].as_array().unwrap() {
         let [verdict, name, says] =
             ["verdict", "name", "says"].map(|key| finding[key].as_str().unwrap());
-        let mark = if verdict == "skipped" {
-            "skipped: "
-        } else {
-            ""
+        let line = match verdict {
+            "skipped" => format!("{name} skipped: {says}"),
+            _ => format!("{verdict} {name} {says}"),
         };
-        let line = format!("{verdict} {name} {mark}{says}");
         assert!(flat.contains(&line), "{line}: {lines}");
         if let Some(mend) = finding["mend"].as_str() {
             assert!(lines.contains(&format!("> {mend}\n")), "{mend}: {lines}");

@@ -29,7 +29,7 @@ pub(super) fn look(name: &str, test: bool) -> Vec<Finding> {
         program(&interface),
         sockets(),
         frames(&interface),
-        capabilities(),
+        capabilities(&interface),
     ];
     if test {
         findings.extend(self_test::run(&interface));
@@ -130,7 +130,7 @@ fn offloads(interface: &Interface) -> Finding {
         (Some(names), Some(command)) => Finding::problem(
             "offloads",
             format!(
-                "{} merge packets: what was merged is not what was sent, or goes past the program",
+                "on: {}; packets that were merged are not what was sent, or go past the program",
                 names.join(", ")
             ),
             command,
@@ -242,18 +242,95 @@ fn frames(interface: &Interface) -> Finding {
     }
 }
 
-fn capabilities() -> Finding {
+fn capabilities(interface: &Interface) -> Finding {
     const NAME: &str = "capabilities";
     let missing = Effective::read().missing_for_xdp();
     if missing.is_empty() {
         return Finding::ok(NAME, "this process may open xdp: addresses");
     }
     let says = format!(
-        "for xdp: addresses {} is missing; udp: needs none",
-        missing.join(", ")
+        "for xdp: addresses {} is missing; udp: needs none. Or root opens it for a program without any: \
+         `tightbeam xdp-open --dev {} --port PORT -- PROGRAM`",
+        missing.join(", "),
+        interface.link.name
     );
     let program = std::env::current_exe();
     let program = program.map_or_else(|_| "PROGRAM".into(), |path| path.display().to_string());
     let mend = format!("setcap cap_bpf,cap_net_admin,cap_net_raw+ep {program}");
     Finding::note(NAME, says).mended_by(mend)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::finding::Verdict;
+    use super::*;
+    use tightbeam_sys::link::{AttachedProgram, XdpFeatures};
+
+    /// A NIC, which no machine of a test need have.
+    fn nic() -> Interface {
+        let mut nic = Interface::find("lo").unwrap();
+        nic.link.name = "eth7".into();
+        nic.link.loopback = false;
+        nic.link.mtu = 1500;
+        nic.driver = "ena".into();
+        nic.features = Some(XdpFeatures {
+            native: true,
+            redirect: true,
+            zero_copy: true,
+        });
+        nic.in_the_way = Some(Vec::new());
+        nic
+    }
+
+    fn found(finding: &Finding) -> (Verdict, Option<&str>) {
+        (finding.verdict, finding.mend.as_deref())
+    }
+
+    #[test]
+    fn a_nic_that_is_well_has_no_problem() {
+        let nic = nic();
+        for look in [
+            state, addresses, driver, queues, modes, offloads, checksums, mtu, program,
+        ] {
+            let finding = look(&nic);
+            assert_eq!(found(&finding), (Verdict::Ok, None), "{finding:?}");
+        }
+        let modes = modes(&nic).says;
+        assert!(
+            modes.ends_with("native zerocopy, then native copy, then generic copy"),
+            "{modes}"
+        );
+    }
+
+    #[test]
+    fn each_problem_has_the_command_that_mends_it() {
+        let mut nic = nic();
+        nic.link.up = false;
+        nic.addresses.clear();
+        nic.link.mtu = 9000;
+        nic.queues = 4;
+        nic.in_the_way = Some(vec!["rx-gro-hw".into(), "rx-lro".into()]);
+        // No process holds such a program.
+        nic.link.program = Some(AttachedProgram {
+            id: u32::MAX,
+            native: true,
+        });
+        let problems: [(fn(&Interface) -> Finding, &str); 5] = [
+            (state, "ip link set dev eth7 up"),
+            (addresses, "ip address add 10.0.0.1/24 dev eth7"),
+            (mtu, "ip link set dev eth7 mtu 3498"),
+            (offloads, "ethtool -K eth7 rx-gro-hw off rx-lro off"),
+            (program, "ip link set dev eth7 xdp off"),
+        ];
+        for (look, command) in problems {
+            let finding = look(&nic);
+            assert_eq!(
+                found(&finding),
+                (Verdict::Problem, Some(command)),
+                "{finding:?}"
+            );
+        }
+        let note = (Verdict::Note, Some("ethtool -L eth7 combined 1"));
+        assert_eq!(found(&queues(&nic)), note);
+    }
 }

@@ -39,13 +39,13 @@ fn push(text: &mut String, what: std::fmt::Arguments<'_>) {
 }
 
 fn add(text: &mut String, finding: &Finding, columns: usize) {
-    let (verdict, name) = (finding.verdict.text(), finding.name);
-    push(text, format_args!("  {verdict:<VERDICT$}{name:<NAME$}"));
     // What is skipped is found by looking for this word and a colon, as in the tests.
-    let says = match finding.verdict {
-        Verdict::Skipped => format!("skipped: {}", finding.says),
-        _ => finding.says.clone(),
+    let (verdict, says) = match finding.verdict {
+        Verdict::Skipped => ("", format!("skipped: {}", finding.says)),
+        other => (other.text(), finding.says.clone()),
     };
+    let name = finding.name;
+    push(text, format_args!("  {verdict:<VERDICT$}{name:<NAME$}"));
     for (n, line) in wrapped(&says, columns - BEFORE).iter().enumerate() {
         let indent = if n == 0 { 0 } else { BEFORE };
         push(text, format_args!("{:indent$}{line}\n", ""));
