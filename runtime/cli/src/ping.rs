@@ -223,8 +223,13 @@ fn device(endpoint: &Endpoint) -> Option<DeviceStatus> {
 /// A line for what it is, and one for what was lost.
 fn device_lines(status: &DeviceStatus) -> String {
     let facts = ["interface", "driver", "engine", "mode", "copy", "fell_back"];
-    let facts = facts.map(|name| status.fact(name).map(|value| format!("  {name} {value}")));
-    let facts: String = facts.into_iter().flatten().collect();
+    let facts = facts.map(|name| Some((name, status.fact(name)?)));
+    let told = facts.iter().flatten();
+    // It is worth a word only if it did.
+    let told = told.filter(|fact| **fact != ("fell_back", "no"));
+    let facts: String = told
+        .map(|(name, value)| format!("  {name} {value}"))
+        .collect();
     let losses: String = status
         .losses()
         .map(|(cause, count)| format!("  {cause} {}", grouped(count)))
