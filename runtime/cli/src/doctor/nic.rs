@@ -266,11 +266,16 @@ mod tests {
     use super::*;
     use tightbeam_sys::link::{AttachedProgram, XdpFeatures};
 
+    type Look = fn(&Interface) -> Finding;
+
     /// A NIC, which no machine of a test need have.
     fn nic() -> Interface {
         let mut nic = Interface::find("lo").unwrap();
         nic.link.name = "eth7".into();
         nic.link.loopback = false;
+        nic.link.up = true;
+        nic.link.program = None;
+        nic.addresses = vec![std::net::Ipv4Addr::new(10, 0, 0, 1)];
         nic.link.mtu = 1500;
         nic.driver = "ena".into();
         nic.features = Some(XdpFeatures {
@@ -315,7 +320,7 @@ mod tests {
             id: u32::MAX,
             native: true,
         });
-        let problems: [(fn(&Interface) -> Finding, &str); 5] = [
+        let problems: [(Look, &str); 5] = [
             (state, "ip link set dev eth7 up"),
             (addresses, "ip address add 10.0.0.1/24 dev eth7"),
             (mtu, "ip link set dev eth7 mtu 3498"),

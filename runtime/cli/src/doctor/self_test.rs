@@ -159,9 +159,11 @@ fn judge(seen: &Seen, status: &DeviceStatus, interface: &Interface) -> Vec<Findi
 
 fn arrival(interface: &Interface) -> Finding {
     let name = &interface.link.name;
-    let says = "whether packets arrive another host has to say: run this here, and there `tightbeam ping udp:IP:7000` with this host's address";
     let ip = interface.addresses.first();
     let ip = ip.map_or_else(|| "IP".into(), ToString::to_string);
+    let says = format!(
+        "whether packets arrive another host has to say, with `tightbeam ping udp:{ip}:7000`, while this runs here:"
+    );
     Finding::note("arrival", says).mended_by(format!("tightbeam pong xdp:{name}/{ip}:7000"))
 }
 
