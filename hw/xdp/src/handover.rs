@@ -22,7 +22,7 @@ use tightbeam_segment::DeviceError;
 use tightbeam_sys::Network;
 use tightbeam_sys::bpf::Attach;
 use tightbeam_sys::handover::{
-    Inherited, User, drop_capabilities, spawn_unprivileged, take_inherited,
+    Inherited, User, forbid_debuggers, give_up_privilege, spawn_unprivileged, take_inherited,
 };
 use tightbeam_sys::xdp::{Copying, RingSizes};
 
@@ -62,12 +62,15 @@ impl HandOver {
         })
     }
 
-    /// Starts the program, which has no capability, as another user if one is given; drops the capabilities of the calling thread too, for good;
-    /// waits until the program has ended. Then nothing is steered to its socket any more.
+    /// Starts the program, which has no capability, as another user if one is given; becomes that user too, and drops the calling thread's
+    /// capabilities, for good; waits until the program has ended. Then nothing is steered to its socket any more.
+    ///
+    /// The program cannot take descriptors from this process as a debugger could.
     ///
     /// If this process is killed the program is, and the kernel takes the steering program off.
     pub fn run(self, mut command: Command, user: Option<User>) -> io::Result<ExitStatus> {
         command.env(VARIABLE, &self.says);
+        forbid_debuggers()?;
         let descriptors = [self.socket.as_fd(), self.memory.as_fd(), self.port.as_fd()];
         let mut child = spawn_unprivileged(&mut command, &descriptors, user)?;
         let HandOver {
@@ -79,7 +82,7 @@ impl HandOver {
         } = self;
         // The program has them.
         drop((socket, memory, port));
-        drop_capabilities()?;
+        give_up_privilege(user)?;
         child.wait()
     }
 }

@@ -8,8 +8,9 @@ use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch};
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, Stdio};
+use std::time::Instant;
 use support::netns::{self, END, Pair};
-use support::{MODES, RIGHT, at, both, connect, receive, send};
+use support::{MODES, PATIENCE, RIGHT, at, both, connect, receive, send};
 use tightbeam_segment::Device;
 use tightbeam_sys::Network;
 use tightbeam_sys::bpf::SocketMap;
@@ -93,6 +94,7 @@ fn echo() {
     let facts = device.status();
     assert_eq!(facts.fact("program"), Some("held by the opener"));
     assert!(no_program_among_descriptors());
+    assert!(opener_keeps_its_own());
     println!("holds");
     restrict();
     loop {
@@ -123,6 +125,16 @@ fn no_program_among_descriptors() -> bool {
     !names.iter().any(|name| name.contains("bpf"))
 }
 
+/// The process that has started this one, which is of the same user by now or of root, shows its descriptors to nobody.
+fn opener_keeps_its_own() -> bool {
+    let opener = rustix::process::getppid().expect("an opener");
+    let opened = rustix::process::pidfd_open(opener, rustix::process::PidfdFlags::empty());
+    let opened = opened.expect("it lives");
+    let none = rustix::process::PidfdGetfdFlags::empty();
+    (3..64).all(|number| rustix::process::pidfd_getfd(&opened, number, none).is_err())
+        && std::fs::read_dir(format!("/proc/{}/fd", opener.as_raw_nonzero())).is_err()
+}
+
 /// From here on any other system call ends the process.
 fn restrict() {
     let rules: BTreeMap<i64, Vec<_>> = SYSTEM_CALLS.map(|(_, number)| (number, Vec::new())).into();
@@ -134,7 +146,7 @@ fn restrict() {
 }
 
 /// An opener at the right end that has handed its device over: the process, and what the two say.
-fn opened(pair: &Pair, mode: &str) -> (Child, impl Iterator<Item = String>) {
+fn opened(pair: &Pair, mode: &str) -> (Child, impl Iterator<Item = String> + Send + use<>) {
     let mut command = role("opener");
     command.env(MODE, mode).stdout(Stdio::piped());
     let mut child = pair.right.run(|| command.spawn()).expect("an opener");
@@ -178,6 +190,12 @@ fn a_program_without_privilege_has_the_device() {
     }
 }
 
+/// Whether a process is the other user, by its status.
+fn without_privilege(status: &str) -> bool {
+    let user = status.lines().find_map(|line| line.strip_prefix("Uid:"));
+    user.is_some_and(|user| user.split_whitespace().all(|id| id == "65534"))
+}
+
 #[test]
 fn an_opener_that_is_killed_takes_the_program_with_it() {
     let Some(_alone) = netns::may() else {
@@ -185,10 +203,19 @@ fn an_opener_that_is_killed_takes_the_program_with_it() {
     };
     let pair = Pair::new("");
     let (mut child, says) = opened(&pair, "");
+    // By now it has given up its privilege, as the program's parent.
+    let status = format!("/proc/{}/status", child.id());
+    let end = Instant::now() + PATIENCE;
+    while !without_privilege(&std::fs::read_to_string(&status).unwrap()) {
+        assert!(Instant::now() < end, "the opener keeps its privilege");
+        std::thread::yield_now();
+    }
     child.kill().unwrap();
     child.wait().unwrap();
     // The pipe's end: both processes are gone.
-    assert_eq!(says.count(), 0);
+    let (ended, hears) = std::sync::mpsc::channel();
+    std::thread::spawn(move || ended.send(says.count()));
+    assert_eq!(hears.recv_timeout(PATIENCE), Ok(0), "the program lives on");
     all_is_as_before(&pair, "");
 }
 

@@ -49,13 +49,6 @@ pub struct User {
     pub group: u32,
 }
 
-/// Drops every capability of the calling thread, in all sets, and the ways to get one again: a program that it becomes has none, whoever it is
-/// and whatever its file says.
-pub fn drop_capabilities() -> io::Result<()> {
-    lower_bound();
-    drop_held()
-}
-
 /// Nothing that is executed from now on has a capability. Only who has CAP_SETPCAP can lower the bound; who has not gets no more by exec than it
 /// holds, once [`drop_held`] has run.
 fn lower_bound() {
@@ -68,6 +61,8 @@ fn lower_bound() {
     }
 }
 
+/// Drops every capability of the calling thread, in all sets, and the ways to get one again: a program that it becomes has none, whoever it is and
+/// whatever its file says.
 fn drop_held() -> io::Result<()> {
     // SAFETY: bounds: the call takes plain numbers.
     let cleared = unsafe {
@@ -92,6 +87,27 @@ fn drop_held() -> io::Result<()> {
     }
 }
 
+/// Keeps this process' descriptors and memory from others of its user, who could otherwise take them as a debugger does.
+pub fn forbid_debuggers() -> io::Result<()> {
+    // SAFETY: bounds: the call takes plain numbers.
+    check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 0, 0, 0, 0) })
+}
+
+/// Becomes another user for good, if one is given, and drops every capability.
+///
+/// A process whose program runs as another user must be that user too: the kernel kills it in our name when we end, and without a capability we
+/// may kill our own alone.
+pub fn give_up_privilege(user: Option<User>) -> io::Result<()> {
+    // Before the change of user, which takes the right to do it.
+    lower_bound();
+    if let Some(user) = user {
+        become_user(user)?;
+        // It is so by the change of user; it shall not depend on a setting of the host.
+        forbid_debuggers()?;
+    }
+    drop_held()
+}
+
 fn check(result: libc::c_int) -> io::Result<()> {
     match result {
         0 => Ok(()),
@@ -111,7 +127,7 @@ fn become_user(user: User) -> io::Result<()> {
 
 /// Starts a program that has these descriptors, under the numbers that they have here, and no capability; as another user, if one is given.
 ///
-/// It is killed when the calling thread ends. No other descriptor of ours is passed on, if all are close-on-exec, as this crate's are.
+/// It is killed when the calling thread ends, if that is of the same user then, or has `CAP_KILL`. No other descriptor of ours is passed on, if all are close-on-exec, as this crate's are.
 pub fn spawn_unprivileged(
     command: &mut Command,
     descriptors: &[BorrowedFd<'_>],
@@ -125,12 +141,7 @@ pub fn spawn_unprivileged(
             // SAFETY: bounds: the call takes plain numbers.
             check(unsafe { libc::fcntl(number, libc::F_SETFD, 0) })?;
         }
-        // Before the change of user, which takes the right to do it.
-        lower_bound();
-        if let Some(user) = user {
-            become_user(user)?;
-        }
-        drop_held()?;
+        give_up_privilege(user)?;
         // Behind the change of user, which would take it back.
         // SAFETY: bounds: the call takes plain numbers.
         check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) })?;
