@@ -143,6 +143,45 @@ fn a_stream_shares_packets_and_its_sum_is_right() {
     server.join().unwrap();
 }
 
+/// However many messages packets hold, the endpoint takes them as it has room, and loses none for want of it.
+#[test]
+fn packets_hold_more_messages_than_a_ring() {
+    const MESSAGES: u64 = 20_000;
+    let address = "udp:127.0.0.1:47113";
+    let (listening, listens) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        let mut server = Endpoint::builder()
+            .state(State::default())
+            .handlers(handlers())
+            .depth(16)
+            .listen(address)
+            .unwrap();
+        listening.send(()).unwrap();
+        let mut no_room = None;
+        while !matches!(server.next_event(), Some(Event::Closed { .. })) {
+            // One at a time, so that the ring is full whenever a packet comes.
+            server.poll_for(1, Duration::from_secs(1));
+            if let Some(channel) = server.channels().next() {
+                let status = server.device_status(channel).unwrap();
+                no_room = status.count("channel_no_room");
+            }
+        }
+        (no_room, server.state().messages)
+    });
+    listens.recv().unwrap();
+    let mut client = Endpoint::connect(address).unwrap();
+    let channel = client.channels().next().unwrap();
+    for n in 0..MESSAGES {
+        client.send(COUNT, &[]).unwrap();
+        if n % 500 == 0 {
+            let within = Duration::from_secs(20);
+            client.call_to(channel, ECHO, b"wait", within).unwrap();
+        }
+    }
+    drop(client);
+    assert_eq!(server.join().unwrap(), (Some(0), MESSAGES));
+}
+
 #[test]
 fn one_endpoint_serves_processes_and_hosts_with_one_table() {
     let path = format!(

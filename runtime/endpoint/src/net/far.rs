@@ -2,6 +2,8 @@
 
 use super::left::Left;
 use super::line::News;
+use crate::send::is_for_want_of_room;
+use std::collections::VecDeque;
 use tightbeam_proto::opening::Agreed;
 use tightbeam_proto::raw::{self, Accepted};
 use tightbeam_proto::wire::message::{Cookie, HEADER, Packet};
@@ -20,6 +22,14 @@ struct Call {
     port: u16,
     /// As packets do.
     packet: u32,
+}
+
+/// A message that waits for room in the endpoint's ring.
+struct Held {
+    handler: u16,
+    /// Of a call the number of its packet.
+    call: Option<u32>,
+    bytes: Vec<u8>,
 }
 
 /// Calls under way in one direction.
@@ -79,6 +89,9 @@ pub(super) struct Far {
     ended: bool,
     /// Messages of a batch that are still to be sent.
     left: Left,
+    /// Messages that came while the endpoint had no room: those of a few packets, then the device keeps the next ones.
+    held: VecDeque<Held>,
+    closed: bool,
     /// There may be something to send.
     pub(super) pending: bool,
     pub(super) counts: Counts,
@@ -99,6 +112,8 @@ impl Far {
             given_up: [None; MAX_CALLS],
             ended: false,
             left: Left::default(),
+            held: VecDeque::new(),
+            closed: false,
             pending: false,
             counts: Counts::default(),
         }
@@ -340,46 +355,88 @@ impl Far {
     /// Takes a packet that names this channel.
     pub(super) fn take(&mut self, packet: Packet<&[u8]>) -> Option<News> {
         match self.receiver.accept_packet(packet) {
-            Ok(Accepted::Message { handler, bytes }) => self.hand_in(handler, bytes),
+            Ok(Accepted::Message { handler, bytes }) => self.hand_in(handler, None, bytes),
             Ok(Accepted::Packed(messages)) => {
                 for (handler, bytes) in messages {
-                    self.hand_in(handler, bytes);
+                    self.hand_in(handler, None, bytes);
                 }
             }
             Ok(Accepted::Call {
                 handler,
                 call,
                 bytes,
-            }) => self.ask(handler, call, bytes),
+            }) => self.hand_in(handler, Some(call), bytes),
             Ok(Accepted::Answer {
                 call,
                 answer,
                 bytes,
             }) => self.answer(call, answer, bytes),
+            // What came before it is handled before it.
+            Ok(Accepted::Close { answers: false }) if self.holds() => self.closed = true,
             Ok(Accepted::Close { answers: false }) => return Some(News::Closed(self.slot())),
             Ok(Accepted::Close { answers: true }) | Err(_) => return None,
         }
         Some(News::Arrived(self.slot()))
     }
 
-    fn hand_in(&mut self, handler: u16, bytes: &[u8]) {
-        let sent = self.port.try_send(Outgoing::message(handler), bytes);
+    /// Gives a message to the endpoint, which `call` says the number of the packet of if it is one; keeps it while there is no room.
+    fn hand_in(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) {
+        if self.holds() || !self.give(handler, call, bytes) {
+            self.held.push_back(Held {
+                handler,
+                call,
+                bytes: bytes.to_vec(),
+            });
+        }
+    }
+
+    /// Whether the endpoint had room for a message, or never will have.
+    fn give(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) -> bool {
+        let out = match call {
+            Some(_) => Outgoing::call(handler),
+            None => Outgoing::message(handler),
+        };
+        let port = self.port.next_call();
+        let sent = self.port.try_send(out, bytes);
+        if sent.is_err_and(is_for_want_of_room) {
+            return false;
+        }
+        if let (Some(packet), Ok(())) = (call, sent) {
+            self.asking.note(Call { port, packet });
+        }
         self.note_room(sent);
+        true
+    }
+
+    /// The other side has closed the channel, and all that came before is handed over.
+    pub(super) fn take_closed(&mut self) -> Option<News> {
+        let is_over = self.closed && !self.holds();
+        is_over.then(|| {
+            self.closed = false;
+            News::Closed(self.slot())
+        })
+    }
+
+    /// Gives the endpoint what was kept; whether that was all.
+    pub(super) fn hand_over(&mut self) -> bool {
+        while let Some(held) = self.held.pop_front() {
+            if !self.give(held.handler, held.call, &held.bytes) {
+                self.held.push_front(held);
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Whether messages have come for which the endpoint had no room: then it is to take those before anything else.
+    pub(super) fn holds(&self) -> bool {
+        !self.held.is_empty()
     }
 
     fn note_room(&mut self, sent: Result<(), TrySendError>) {
         if sent.is_err() {
             self.counts.no_room += 1;
         }
-    }
-
-    fn ask(&mut self, handler: u16, packet: u32, bytes: &[u8]) {
-        let port = self.port.next_call();
-        let sent = self.port.try_send(Outgoing::call(handler), bytes);
-        if sent.is_ok() {
-            self.asking.note(Call { port, packet });
-        }
-        self.note_room(sent);
     }
 
     fn answer(&mut self, packet: u32, answer: raw::Answer, bytes: &[u8]) {

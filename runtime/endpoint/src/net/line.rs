@@ -17,6 +17,8 @@ use tightbeam_sys::control::{Watcher, wait_readable};
 
 /// Packets that are taken from a device in one turn.
 const PACKETS: usize = 64;
+/// And so many before it is looked whether the endpoint has room for more.
+const SOME: usize = 16;
 /// Messages that wait for the end of a turn at most, so that a backlog shares packets and system calls.
 const BACKLOG: u32 = 256;
 /// Times that a device whose send ring is full is asked to make room before the rest waits for the next turn.
@@ -86,6 +88,8 @@ pub(super) struct Inner {
     /// Something is in the device's send ring that it was not told of.
     pub(super) unkicked: bool,
     pub(super) news: Vec<News>,
+    /// Channels over which more has come than the endpoint had room for.
+    holding: Vec<u16>,
     /// Packets that no channel is for.
     pub(super) strangers: Counters,
     /// Packets that name a channel and come from another address than its peer's.
@@ -104,6 +108,7 @@ impl Line {
                 pending: Vec::new(),
                 unkicked: false,
                 news: Vec::new(),
+                holding: Vec::new(),
                 strangers: Counters::default(),
                 wrong_address: 0,
                 desk,
@@ -324,8 +329,44 @@ impl Inner {
         }
     }
 
-    /// Takes in what has come, a batch at most.
+    /// Takes in what has come, a few packets at a time, as long as the endpoint has room for what is in them. The rest stays with the
+    /// device, which has more room than a ring, and counts what it has none for.
     pub(super) fn receive(&mut self) -> usize {
+        if !self.hand_over() {
+            return 1;
+        }
+        let mut came = 0;
+        while came < PACKETS {
+            let more = self.receive_some();
+            came += more;
+            if more < SOME || !self.holding.is_empty() {
+                break;
+            }
+        }
+        came
+    }
+
+    /// Gives the endpoint what it had no room for before; whether that was all. It is news each time, so that the endpoint makes room.
+    fn hand_over(&mut self) -> bool {
+        let Inner {
+            fars,
+            holding,
+            news,
+            ..
+        } = self;
+        holding.retain(|slot| match fars.get_mut(usize::from(*slot)) {
+            Some(Some(far)) => {
+                news.push(News::Arrived(*slot));
+                let all = far.hand_over();
+                news.extend(far.take_closed());
+                !all
+            }
+            _ => false,
+        });
+        holding.is_empty()
+    }
+
+    fn receive_some(&mut self) -> usize {
         let Inner {
             device,
             fars,
@@ -333,9 +374,10 @@ impl Inner {
             strangers,
             wrong_address,
             desk,
+            holding,
             ..
         } = self;
-        let came = device.receive(PACKETS, &mut |packet: Packet<'_>| {
+        let came = device.receive(SOME, &mut |packet: Packet<'_>| {
             let read = match message::Packet::new_checked(packet.bytes) {
                 Ok(read) => read,
                 Err(malformed) => {
@@ -353,6 +395,9 @@ impl Inner {
                         return;
                     }
                     news.extend(far.take(read));
+                    if far.holds() && !holding.contains(&far.slot()) {
+                        holding.push(far.slot());
+                    }
                 }
                 _ => {
                     strangers.add(Counter::Cookie);
