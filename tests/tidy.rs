@@ -24,7 +24,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "runtime/cli",
-        &["tightbeam", "tightbeam-sys", "tightbeam-xdp"],
+        &[
+            "tightbeam",
+            "tightbeam-segment",
+            "tightbeam-sys",
+            "tightbeam-xdp",
+        ],
     ),
 ];
 

@@ -11,6 +11,7 @@
 //! [`Initiator`], [`Responder`], and for most paths [`wire::Stream`] or [`datagram::Datagram`].
 
 mod datagram;
+mod device;
 mod futex;
 mod ours;
 mod pipe;
@@ -52,6 +53,8 @@ pub(crate) const NET: &[&dyn Path] = &[
     &ours::Ours::Udp,
     &ours::Ours::XdpGeneric,
     &ours::Ours::XdpNative,
+    &device::Bare::Generic,
+    &device::Bare::Native,
     &udp::Udp {
         over: udp::Over::Cable,
     },

@@ -52,13 +52,18 @@ impl Ours {
             Ours::XdpGeneric => "generic",
             Ours::XdpNative => "native",
         };
-        // An interface has one program.
-        let strand = cable::shared(|cable| cable.another()).flatten();
-        let strand = strand.map_err(shm::endpoint)?;
-        let (name, far) = (strand.interface, strand.far);
-        let address = format!("xdp:{name}/{far}:{port}?mode={mode}&strict");
+        let address = place_strand(mode)?;
         Ok((address.clone(), address))
     }
+}
+
+/// The address of the second host on a cable for one channel alone: an interface has one program.
+pub(super) fn place_strand(mode: &str) -> Result<String, Broken> {
+    let port = PORT.fetch_add(1, Ordering::Relaxed);
+    let strand = cable::shared(|cable| cable.another()).flatten();
+    let strand = strand.map_err(shm::endpoint)?;
+    let (name, far) = (strand.interface, strand.far);
+    Ok(format!("xdp:{name}/{far}:{port}?mode={mode}&strict"))
 }
 
 /// Sends messages in batches, as many as the window allows.
