@@ -46,13 +46,24 @@ fn add(text: &mut String, finding: &Finding, columns: usize) {
     };
     let name = finding.name;
     push(text, format_args!("  {verdict:<VERDICT$}{name:<NAME$}"));
-    for (n, line) in wrapped(&says, columns - BEFORE).iter().enumerate() {
-        let indent = if n == 0 { 0 } else { BEFORE };
-        push(text, format_args!("{:indent$}{line}\n", ""));
+    push_indented(text, 0, &wrapped(&says, columns - BEFORE));
+    match &finding.mend {
+        None => {}
+        // Words in which commands are quoted.
+        Some(words) if words.contains('`') => {
+            let words = wrapped(&format!("> {words}"), columns - BEFORE);
+            push_indented(text, BEFORE, &words);
+        }
+        // A command is in one piece, however long: it is there to be copied.
+        Some(command) => push(text, format_args!("{:BEFORE$}> {command}\n", "")),
     }
-    if let Some(mend) = &finding.mend {
-        // In one piece, however long: it is there to be copied.
-        push(text, format_args!("{:BEFORE$}> {mend}\n", ""));
+}
+
+/// The first line so far in, the others below the text.
+fn push_indented(text: &mut String, first: usize, lines: &[String]) {
+    for (n, line) in lines.iter().enumerate() {
+        let indent = if n == 0 { first } else { BEFORE };
+        push(text, format_args!("{:indent$}{line}\n", ""));
     }
 }
 
@@ -82,8 +93,10 @@ mod tests {
     fn text_is_broken_at_spaces_and_commands_are_not() {
         let command = "ethtool -K eth0 ".repeat(9);
         let long = "word ".repeat(40);
+        let words = "say `this` or ".repeat(9);
         let findings = [
             Finding::ok("kernel", "Linux 6.18"),
+            Finding::problem("seals", "none", words.trim()),
             Finding::problem("offloads", long.trim(), command.trim()).of("eth0"),
         ];
         for columns in [80, 120] {
@@ -93,7 +106,7 @@ mod tests {
             assert!(text.lines().all(|line| fits(&line)), "{text}");
             assert!(text.starts_with("host\n  ok       kernel"), "{text}");
             assert!(text.contains("\n\neth0\n  problem  offloads"), "{text}");
-            assert!(text.ends_with("problems: 1, notes: 0, skipped: 0\n"));
+            assert!(text.ends_with("problems: 2, notes: 0, skipped: 0\n"));
         }
     }
 
