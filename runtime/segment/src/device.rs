@@ -90,10 +90,7 @@ pub struct Capabilities {
 
 /// Names of counts that are losses, beside those that begin with `lost` or `drop_`: what the kernel counts of an AF_XDP socket, and what a channel
 /// does.
-const LOSSES: [&str; 9] = [
-    "rx_dropped",
-    "rx_ring_full",
-    "rx_fill_ring_empty_descs",
+const LOSSES: [&str; 6] = [
     "rx_invalid_descs",
     "tx_invalid_descs",
     "channel_no_room",
@@ -130,8 +127,8 @@ impl DeviceStatus {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// What was lost or dropped, each cause with its count; only those that are not zero. One packet may be in two of them: the kernel
-    /// counts that the free ring was empty, and that it dropped something.
+    /// What was lost or dropped, each cause with its count; only those that are not zero. One packet may be in two of them:
+    /// what this side's device dropped is missing in its channel's `lost` too.
     pub fn losses(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
         let is_loss = |name: &str| {
             let ours = name.starts_with("lost") || name.starts_with("drop_");
@@ -201,14 +198,19 @@ mod tests {
             ("sent", 9),
             ("lost_queue_full", 2),
             ("lost", 0),
-            ("rx_dropped", 3),
+            ("lost_rx_dropped", 3),
+            ("rx_fill_ring_empty_descs", 3),
             ("drop_crc", 1),
             ("tx_ring_empty_descs", 7),
         ];
         let losses: Vec<_> = status.losses().collect();
         assert_eq!(
             losses,
-            [("lost_queue_full", 2), ("rx_dropped", 3), ("drop_crc", 1)]
+            [
+                ("lost_queue_full", 2),
+                ("lost_rx_dropped", 3),
+                ("drop_crc", 1)
+            ]
         );
     }
 }
