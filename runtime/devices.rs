@@ -1,6 +1,9 @@
 //! The devices that an endpoint of this crate can open.
 
-use tightbeam_endpoint::{AddressError, Carrier, Devices, Location, OpenError, Purpose};
+use std::net::{Ipv4Addr, SocketAddrV4};
+use tightbeam_endpoint::{
+    AddressError, Carrier, DeviceError, Devices, Location, OpenError, Purpose,
+};
 use tightbeam_udp::{UdpAddress, UdpDevice};
 use tightbeam_xdp::{XdpAddress, XdpDevice};
 
@@ -12,7 +15,15 @@ impl Devices for AllDevices {
     const FORMS: &'static [&'static str] = &["udp:IP:PORT", "xdp:INTERFACE/IP:PORT"];
 
     fn location(address: &str) -> Option<Result<Location, OpenError>> {
-        let (scheme, _) = address.split_once(':')?;
+        let (scheme, rest) = address.split_once(':')?;
+        if scheme == "xdp"
+            && let Some(host) = inherited(rest)
+        {
+            return Some(host.map(|host| Location {
+                host,
+                device: Some("inherited".into()),
+            }));
+        }
         match scheme {
             "udp" => Some(udp(address).map(|udp| Location {
                 host: udp.at,
@@ -28,7 +39,11 @@ impl Devices for AllDevices {
     }
 
     fn open(address: &str, purpose: Purpose) -> Result<Box<dyn Carrier>, OpenError> {
-        if address.starts_with("xdp:") {
+        if let Some(rest) = address.strip_prefix("xdp:") {
+            if inherited(rest).is_some() {
+                let device = XdpDevice::inherited();
+                return Ok(Box::new(device.unwrap_or_else(|| Err(not_inherited()))?));
+            }
             let address = xdp(address)?;
             let device = match purpose {
                 Purpose::Listen => XdpDevice::listen(&address)?,
@@ -42,6 +57,28 @@ impl Devices for AllDevices {
             Purpose::Connect => UdpDevice::connect(at, options)?,
         };
         Ok(Box::new(device))
+    }
+}
+
+/// `xdp:inherited` to listen, `xdp:inherited/IP:PORT` to reach another host: the device that `tightbeam xdp-open` has opened for this process.
+fn inherited(rest: &str) -> Option<Result<SocketAddrV4, OpenError>> {
+    let host = rest.strip_prefix("inherited")?;
+    match host.strip_prefix('/') {
+        _ if host.is_empty() => Some(Ok(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, 0))),
+        None => None,
+        Some(host) => {
+            let why = "after `xdp:inherited/` stands the IPv4 address and port of the other host";
+            let host = host.parse();
+            Some(host.map_err(|_| malformed(&format!("xdp:{rest}"), why)))
+        }
+    }
+}
+
+fn not_inherited() -> DeviceError {
+    DeviceError::System {
+        what: "take over an AF_XDP device: none was handed to this process".into(),
+        errno: 0,
+        fix: "start it by `tightbeam xdp-open --dev INTERFACE --port PORT -- PROGRAM`".into(),
     }
 }
 

@@ -37,6 +37,30 @@ fn through_af_xdp_ping_says_the_mode() {
     assert!(text.lines().last().unwrap().starts_with("lost  "), "{text}");
 }
 
+/// The device is opened with privilege, and used without, by its address.
+#[test]
+fn through_a_device_that_was_handed_over() {
+    let Some((cable, _turn)) = hosts() else {
+        return;
+    };
+    let _pong = cable.at(0, || Pong::start("udp:10.77.0.1:7000"));
+    let me = env!("CARGO_BIN_EXE_tightbeam");
+    let words = format!(
+        "xdp-open --dev eth --port 0 -- {me} ping xdp:inherited/10.77.0.1:7000 --count 500"
+    );
+    let output = run_at(&cable, 1, &words);
+    assert!(output.status.success(), "{}", errors(&output));
+    let text = said(&output);
+    assert!(text.contains("device xdp  interface eth"), "{text}");
+    // Nothing was handed over to a process that was started without it.
+    let output = run_at(&cable, 1, "ping xdp:inherited/10.77.0.1:7000");
+    assert!(
+        errors(&output).contains("tightbeam xdp-open"),
+        "{}",
+        errors(&output)
+    );
+}
+
 /// The other host goes without a word: calls are lost one after the other until nobody is taken to be there.
 #[test]
 fn who_is_not_there_any_more_is_noticed_and_the_losses_are_said() {
