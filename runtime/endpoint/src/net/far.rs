@@ -152,6 +152,11 @@ impl Far {
         self.receiver.counters()
     }
 
+    /// Whether the endpoint has sent something that is in no packet yet.
+    pub(super) fn has_more(&self) -> bool {
+        self.port.has_arrival() || !self.left.is_empty()
+    }
+
     /// Puts what the endpoint has sent into the device's send ring; an error if not all of it, which then stays in the port's ring.
     /// Nobody adds to that meanwhile, so there is an end to it.
     pub(super) fn send(&mut self, device: &mut dyn Device) -> Result<bool, DeviceError> {

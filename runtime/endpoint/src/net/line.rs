@@ -173,10 +173,13 @@ impl Line {
     /// There is something to send over the channel of this slot. What is sent first since the last turn goes at once, what follows with
     /// the next turn, or when it has become much.
     pub(crate) fn wake(&self, slot: u16) {
-        let sent = self.sent.get();
-        self.sent.set(sent.wrapping_add(1));
         let mut inner = self.inner();
         inner.note_pending(slot);
+        if inner.pending.is_empty() {
+            return;
+        }
+        let sent = self.sent.get();
+        self.sent.set(sent.wrapping_add(1));
         if !self.in_turn.get() && (sent == 0 || sent.is_multiple_of(BACKLOG)) {
             inner.flush();
         }
@@ -321,8 +324,10 @@ impl Inner {
     }
 
     fn note_pending(&mut self, slot: u16) {
+        // A drain that has sent nothing wakes, too.
         if let Some(far) = self.far(slot)
             && !far.pending
+            && far.has_more()
         {
             far.pending = true;
             self.pending.push(slot);
