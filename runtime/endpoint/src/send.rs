@@ -109,6 +109,9 @@ impl<S, D> Endpoint<S, D> {
     ///
     /// Copies the payload, up to [`MAX_INLINE`](crate::MAX_INLINE) bytes into the ring, more into a [frame](Self::frame); at most
     /// [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes. Makes no system call unless the peer sleeps, or memory for frames is needed.
+    ///
+    /// Over a device (`udp:`, `xdp:`) the first message since the last [`poll`](Self::poll) goes on its way at once; those that follow
+    /// share packets and wait for the next poll, call or [`arm`](Self::arm), for the 256th of them, or for the channel to be closed.
     #[inline(always)]
     pub fn try_send_to(
         &mut self,

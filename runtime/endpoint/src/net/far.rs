@@ -1,7 +1,7 @@
 //! A device's side of one channel: what the near port sends goes into packets, what comes in packets goes to the near port.
 
 use super::left::Left;
-use super::line::News;
+use super::news::News;
 use crate::send::is_for_want_of_room;
 use std::collections::VecDeque;
 use tightbeam_proto::opening::Agreed;

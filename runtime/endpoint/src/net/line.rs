@@ -1,17 +1,16 @@
 //! One device, and all channels of an endpoint over it.
 
+use super::desk::Desk;
 use super::far::Far;
-use super::opening::Desk;
-use crate::control::Seat;
+use super::news::News;
 use crate::devices::Carrier;
 use std::cell::{Cell, RefCell, RefMut};
-use std::net::SocketAddrV4;
 use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tightbeam_proto::raw::{Counter, Counters};
 use tightbeam_proto::wire::message::{self, Kind};
-use tightbeam_segment::{DeviceError, DeviceStatus, Packet, Port};
+use tightbeam_segment::{DeviceError, DeviceStatus, Packet};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{Watcher, wait_readable};
 
@@ -29,39 +28,6 @@ const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
 /// What a spin takes on the build machine, about: the processor's `pause`.
 const SPIN: Duration = Duration::from_nanos(25);
-
-/// What came of a look at a line, of the channel in a slot.
-pub(crate) enum News {
-    /// Something came over this channel.
-    Arrived(u16),
-    /// The other side has closed it.
-    Closed(u16),
-    /// The other side does not know it, or not any more.
-    Unknown(u16),
-    /// A client was admitted.
-    Opened(Box<Opened>),
-}
-
-impl News {
-    /// Whether it is about the channel that is in this slot.
-    fn is_of(&self, slot: u16) -> bool {
-        match self {
-            News::Arrived(of) | News::Closed(of) | News::Unknown(of) => *of == slot,
-            News::Opened(opened) => opened.slot == slot,
-        }
-    }
-}
-
-/// A channel that was opened over a line.
-pub(crate) struct Opened {
-    /// The endpoint's side of it.
-    pub(crate) port: Port,
-    pub(crate) slot: u16,
-    /// The other host, as its packets say.
-    pub(crate) host: SocketAddrV4,
-    /// Of the channels that others may open, this is one.
-    pub(crate) seat: Option<Seat>,
-}
 
 /// A device, which an endpoint and its channels have together.
 pub(crate) struct Line {
@@ -420,6 +386,11 @@ impl Inner {
                 0
             }
         }
+    }
+
+    /// Sends what the desk has to say.
+    fn answer_desk(&mut self) {
+        self.unkicked |= self.desk.send_answers(&mut *self.device);
     }
 
     /// Whether there is something that an earlier turn could not send.

@@ -3,7 +3,7 @@
 //! ```text
 //!   channel.rs: near port ==== rings in this process ==== far port (far.rs)
 //!                                                            |  raw: headers, CRC, calls by their numbers
-//!                                                         line.rs: one device, all its channels, the opening
+//!                                                         line.rs: one device, all its channels; desk.rs, open.rs: the opening
 //!                                                            |  packets
 //!                                                         Device: AF_XDP, UDP
 //! ```
@@ -12,13 +12,15 @@
 //! sleeps, so what wakes a peer is what tells a line that there is something to send; a channel to a process is never asked whether it
 //! is one.
 
+mod desk;
 mod far;
 mod left;
 mod line;
+mod news;
 mod open;
-mod opening;
 mod turn;
 
-pub(crate) use line::{Line, News, Opened};
+pub(crate) use desk::Hosts;
+pub(crate) use line::Line;
+pub(crate) use news::{News, Opened};
 pub(crate) use open::location;
-pub(crate) use opening::Hosts;

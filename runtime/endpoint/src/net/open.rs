@@ -1,16 +1,25 @@
 //! Opening channels over devices, from the endpoint's side.
 
-use super::line::Line;
-use super::opening::{self, Desk};
+use super::desk::{Desk, build, free_slot, seat};
+use super::line::{Inner, Line};
+use super::news::Opened;
 use crate::channel::ChannelId;
+use crate::control::OpenOptions;
 use crate::devices::{Carrier, Devices, Location, Purpose};
 use crate::{AddressError, Endpoint, OpenError};
+use std::net::SocketAddrV4;
+use std::os::fd::AsFd;
 use std::rc::Rc;
-use tightbeam_proto::wire::message::HEADER;
-use tightbeam_segment::MAX_INLINE;
+use std::time::Duration;
+use tightbeam_proto::opening::{Agreed, Progress, Refusal};
+use tightbeam_proto::wire::message::{HEADER, VERSION};
+use tightbeam_segment::{MAX_INLINE, Route};
+use tightbeam_sys::control::wait_readable;
 
 /// Bytes that a packet must be able to carry: then what goes through the rings without a frame is never too long.
 const LEAST_PACKET: usize = HEADER + MAX_INLINE;
+/// While a client waits for an answer it looks whether packets have come at least so often.
+const LOOK: Duration = Duration::from_millis(5);
 
 /// Reads an address of a device; `None` for one of a process.
 pub(crate) fn location<D: Devices>(address: &str) -> Result<Option<Location>, OpenError> {
@@ -42,7 +51,7 @@ impl<S, D: Devices> Endpoint<S, D> {
         location: &Location,
     ) -> Result<ChannelId, OpenError> {
         let line = self.line(address, location, Purpose::Connect)?;
-        let opened = opening::connect(&line, address, location.host, &self.options);
+        let opened = connect(&line, address, location.host, &self.options);
         // Meanwhile packets for others may have come.
         self.take_news();
         let opened = opened?;
@@ -100,5 +109,61 @@ impl<S, D: Devices> Endpoint<S, D> {
         self.lines.push(line);
         // Who waits on descriptors already waits for this one, too.
         self.all_armed.set(false);
+    }
+}
+
+/// Opens a channel to who listens at `host`, within `options.within`.
+fn connect(
+    line: &Line,
+    address: &str,
+    host: SocketAddrV4,
+    options: &OpenOptions,
+) -> Result<Opened, OpenError> {
+    let route = line.inner().device.route(host)?;
+    let slot = free_slot(&line.inner().fars, None);
+    line.inner().desk.ask(host, options, slot)?;
+    let agreed = ask(line, address, &route, options);
+    let mut inner = line.inner();
+    let slot = inner.desk.end_asking();
+    let (far, opened) = build(&agreed?, slot, route, options);
+    seat(&mut inner.fars, far);
+    Ok(opened)
+}
+
+/// Asks until there is an answer, or patience ends.
+fn ask(
+    line: &Line,
+    address: &str,
+    route: &Route,
+    options: &OpenOptions,
+) -> Result<Agreed, OpenError> {
+    loop {
+        let mut inner = line.inner();
+        let Inner { device, desk, .. } = &mut *inner;
+        let wait = desk.ask_again(&mut **device, route);
+        let wait = wait.ok_or_else(|| OpenError::TimedOut {
+            path: address.into(),
+            after: options.within,
+        })?;
+        wait_readable(device.as_fd(), wait.min(LOOK));
+        inner.receive();
+        inner.kick();
+        match inner.desk.progress() {
+            Progress::Nothing | Progress::Again => {}
+            Progress::Opened(agreed) => return Ok(agreed),
+            Progress::Refused { why, versions } => {
+                let (lowest, highest) = versions;
+                let why = match why {
+                    Refusal::Version => {
+                        format!("{why}: it speaks {lowest} to {highest}, we speak {VERSION}")
+                    }
+                    other => other.to_string(),
+                };
+                return Err(OpenError::Refused {
+                    host: route.to,
+                    why,
+                });
+            }
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! A turn of an endpoint that has devices: takes in what has come, polls, sends what is to be sent.
 
-use super::line::{Line, News};
+use super::line::Line;
+use super::news::News;
 use crate::channel::{ChannelId, Ending};
 use crate::{Endpoint, Event};
 use std::rc::Rc;

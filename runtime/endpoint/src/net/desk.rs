@@ -1,14 +1,13 @@
-//! The opening exchange over a line: a desk at which clients ask for channels, and at which this endpoint asks for its own.
+//! The desk of a line: where clients ask for channels, and where this endpoint keeps what it asks for.
 //!
 //! What is said, and when, `tightbeam_proto::opening` knows; here it is given packets, time and random numbers, and channels are made.
 
 use super::far::Far;
-use super::line::{Inner, Line, News, Opened};
+use super::news::{News, Opened};
 use crate::OpenError;
 use crate::control::{Gate, OpenOptions, Outcome, Refusal as Turned};
 use std::collections::VecDeque;
 use std::net::SocketAddrV4;
-use std::os::fd::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,7 +16,6 @@ use tightbeam_proto::opening::{
 };
 use tightbeam_proto::wire::message::{Cookie, Kind, Packet};
 use tightbeam_segment::{DeviceError, Route, joined};
-use tightbeam_sys::control::wait_readable;
 use tightbeam_sys::memory::random_words;
 
 /// Answers that wait to be sent; what there are more of is lost, and asked for again.
@@ -27,8 +25,6 @@ const UNKNOWNS: u32 = 100;
 const UNKNOWNS_AT_ONCE: u32 = 10;
 /// Tokens are made with another key after so many nanoseconds.
 const KEY_LIFE: u64 = 120_000_000_000;
-/// While a client waits for an answer it looks whether packets have come at least so often.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// Decides by its address, as its packets say, whether another host may have a channel.
 pub(crate) type Hosts = Arc<dyn Fn(SocketAddrV4) -> bool + Send + Sync>;
@@ -178,6 +174,21 @@ impl Desk {
         !self.answers.is_empty()
     }
 
+    /// Puts what there is to say into the device's send ring; whether there was anything.
+    pub(super) fn send_answers(&mut self, device: &mut dyn crate::Carrier) -> bool {
+        let mut said = false;
+        while let Some((to, bytes)) = self.answers.front() {
+            match say(device, to, bytes) {
+                // Later.
+                Err(DeviceError::Full) => break,
+                // Lost; who asked asks again.
+                Ok(()) | Err(_) => said = true,
+            }
+            self.answers.pop_front();
+        }
+        said
+    }
+
     /// A channel has ended.
     pub(super) fn parted(&mut self, far: &Far) {
         if let Some(doorman) = &mut self.doorman {
@@ -235,42 +246,10 @@ impl Doorman {
     }
 }
 
-impl Inner {
-    /// Sends what the desk has to say.
-    pub(super) fn answer_desk(&mut self) {
-        while let Some((to, bytes)) = self.desk.answers.front() {
-            match say(&mut *self.device, to, bytes) {
-                // Later.
-                Err(DeviceError::Full) => return,
-                // Lost; who asked asks again.
-                Ok(()) | Err(_) => self.unkicked = true,
-            }
-            self.desk.answers.pop_front();
-        }
-    }
-}
-
-/// Opens a channel to who listens at `host`, within `options.within`.
-pub(super) fn connect(
-    line: &Line,
-    address: &str,
-    host: SocketAddrV4,
-    options: &OpenOptions,
-) -> Result<Opened, OpenError> {
-    let route = line.inner().device.route(host)?;
-    let slot = free_slot(&line.inner().fars, None);
-    line.inner().desk.ask(host, options, slot)?;
-    let agreed = ask(line, address, &route, options);
-    let mut inner = line.inner();
-    let asking = inner.desk.asking.take();
-    let slot = asking.map_or(0, |asking| asking.slot);
-    let (far, opened) = build(&agreed?, slot, route, options);
-    seat(&mut inner.fars, far);
-    Ok(opened)
-}
-
+/// A channel that this endpoint asks for.
 impl Desk {
-    fn ask(
+    /// Begins to ask, for a channel in a slot.
+    pub(super) fn ask(
         &mut self,
         host: SocketAddrV4,
         options: &OpenOptions,
@@ -289,59 +268,38 @@ impl Desk {
         });
         Ok(())
     }
-}
 
-/// Asks until there is an answer, or patience ends.
-fn ask(
-    line: &Line,
-    address: &str,
-    route: &Route,
-    options: &OpenOptions,
-) -> Result<Agreed, OpenError> {
-    let timed_out = || OpenError::TimedOut {
-        path: address.into(),
-        after: options.within,
-    };
-    loop {
-        let mut inner = line.inner();
-        let now = inner.desk.now();
-        let Inner {
-            device,
-            desk,
-            unkicked,
-            ..
-        } = &mut *inner;
-        let asking = desk.asking.as_mut().ok_or_else(timed_out)?;
-        let wait = match asking.client.turn(now, &mut desk.buffer) {
+    /// Says what is to be said now; how long to wait for an answer then, or `None` if it is time to give up.
+    pub(super) fn ask_again(
+        &mut self,
+        device: &mut dyn crate::Carrier,
+        route: &Route,
+    ) -> Option<Duration> {
+        let now = self.now();
+        let asking = self.asking.as_mut()?;
+        match asking.client.turn(now, &mut self.buffer) {
             Turn::Send(len) => {
                 // What cannot be sent now is sent again later.
-                let _ = say(&mut **device, route, &desk.buffer[..len]);
-                *unkicked |= device.kick().unwrap_or(false);
-                Duration::ZERO
+                let _ = say(device, route, &self.buffer[..len]);
+                let _ = device.kick();
+                Some(Duration::ZERO)
             }
-            Turn::Wait(until) => Duration::from_nanos(until.saturating_sub(now)).min(LOOK),
-            Turn::GiveUp => return Err(timed_out()),
-        };
-        wait_readable(device.as_fd(), wait);
-        inner.receive();
-        inner.kick();
-        let asking = inner.desk.asking.as_mut().ok_or_else(timed_out)?;
-        match std::mem::replace(&mut asking.progress, Progress::Nothing) {
-            Progress::Nothing | Progress::Again => {}
-            Progress::Opened(agreed) => return Ok(agreed),
-            Progress::Refused { why, versions } => {
-                let (lowest, highest) = versions;
-                return Err(OpenError::Refused {
-                    host: route.to,
-                    why: match why {
-                        Refusal::Version => {
-                            format!("{why}: it speaks {lowest} to {highest}, we speak 1")
-                        }
-                        other => other.to_string(),
-                    },
-                });
-            }
+            Turn::Wait(until) => Some(Duration::from_nanos(until.saturating_sub(now))),
+            Turn::GiveUp => None,
         }
+    }
+
+    /// What the answers so far have led to.
+    pub(super) fn progress(&mut self) -> Progress {
+        let asking = self.asking.as_mut();
+        asking.map_or(Progress::Nothing, |asking| {
+            std::mem::replace(&mut asking.progress, Progress::Nothing)
+        })
+    }
+
+    /// Ends asking; for which slot it was.
+    pub(super) fn end_asking(&mut self) -> u16 {
+        self.asking.take().map_or(0, |asking| asking.slot)
     }
 }
 
@@ -353,7 +311,12 @@ fn say(device: &mut dyn crate::Carrier, to: &Route, bytes: &[u8]) -> Result<(), 
 }
 
 /// Both sides of a channel's rings.
-fn build(agreed: &Agreed, slot: u16, route: Route, options: &OpenOptions) -> (Far, Opened) {
+pub(super) fn build(
+    agreed: &Agreed,
+    slot: u16,
+    route: Route,
+    options: &OpenOptions,
+) -> (Far, Opened) {
     let most = agreed.max_message;
     let (near, far) = joined(options.layout, [0, 0], most, options.frame_limit);
     let far = Far::new(far, route, agreed);
@@ -375,7 +338,7 @@ pub(super) fn free_slot(fars: &[Option<Box<Far>>], taken: Option<u16>) -> Option
     (0..=u16::MAX).find(free)
 }
 
-fn seat(fars: &mut Vec<Option<Box<Far>>>, far: Far) {
+pub(super) fn seat(fars: &mut Vec<Option<Box<Far>>>, far: Far) {
     let slot = usize::from(far.slot());
     if fars.len() <= slot {
         fars.resize_with(slot + 1, || None);
