@@ -48,6 +48,9 @@ enum Command {
     /// The receivers of `bench fanout`
     #[command(hide = true)]
     BenchFanoutPeer(bench::fanout::PeerArgs),
+    /// A stage of `bench handoff`
+    #[command(hide = true)]
+    BenchHandoffPeer(bench::handoff::PeerArgs),
     /// The second process of `bench overload`
     #[command(hide = true)]
     BenchOverloadPeer(bench::overload::PeerArgs),
@@ -73,6 +76,8 @@ enum What {
     Wait(bench::wait::WaitArgs),
     /// Latency and rate against the size of a message, and what handing a frame over costs
     Sizes(bench::sizes::SizesArgs),
+    /// Copied, mapped, secured, moved: what a message costs at each process that it goes through
+    Handoff(bench::handoff::HandoffArgs),
     /// One frame for several receivers, and what one that stands still costs the others
     Fanout(bench::fanout::FanoutArgs),
     /// What a consumer gets while it is offered more than it takes
@@ -99,6 +104,10 @@ fn main() -> ExitCode {
             what: Some(What::Sizes(args)),
             ..
         }) => bench::sizes::run(&args),
+        Command::Bench(Bench {
+            what: Some(What::Handoff(args)),
+            ..
+        }) => bench::handoff::run(&args),
         Command::Bench(Bench {
             what: Some(What::Net(args)),
             ..
@@ -130,6 +139,7 @@ fn main() -> ExitCode {
         Command::BenchNetPeer(args) => bench::net::sink::serve(&args).map_err(Into::into),
         Command::BenchSizesPeer(args) => bench::sizes::serve(&args).map_err(Into::into),
         Command::BenchFanoutPeer(args) => bench::fanout::serve(&args).map_err(Into::into),
+        Command::BenchHandoffPeer(args) => bench::handoff::serve(&args).map_err(Into::into),
         Command::BenchOverloadPeer(args) => bench::overload::serve(&args).map_err(Into::into),
     };
     match ended {

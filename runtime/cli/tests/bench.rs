@@ -183,6 +183,38 @@ fn json_follows_the_schema() {
 }
 
 #[test]
+fn handoff_has_a_figure_for_each_way_size_and_number_of_stages() {
+    let _alone = alone();
+    let output = run("bench handoff --seconds 0.1 --json");
+    assert!(output.status.success(), "{}", errors(&output));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schema"], 1);
+    let rows = report["handoff"].as_array().unwrap();
+    let mut places = Vec::new();
+    for row in rows {
+        places.push(["bytes", "stages"].map(|key| row[key].as_u64().unwrap()));
+        let ways = row["ways"].as_array().unwrap();
+        let names: Vec<_> = ways
+            .iter()
+            .map(|way| way["way"].as_str().unwrap())
+            .collect();
+        let all = ["copied", "mapped", "populated", "secured", "moved"];
+        assert_eq!(names, all, "{row}");
+        for way in ways {
+            let spreads = ["busy_ns", "by_moved", "by_smallest"];
+            assert!(spreads.iter().all(|key| is_spread(&way[key])), "{way}");
+            assert!(way["elapsed_ns"].as_f64().unwrap() > 0.0, "{way}");
+        }
+        assert_eq!(ways[4]["by_moved"]["median"], 1.0, "{row}");
+    }
+    let sizes = [4 << 10, 64 << 10, 1 << 20];
+    let all = sizes
+        .iter()
+        .flat_map(|size| (1..=5).map(|stages| [*size, stages]));
+    assert!(places.iter().copied().eq(all), "{places:?}");
+}
+
+#[test]
 fn every_path_runs_and_a_pipe_gets_the_table_alone() {
     let _alone = alone();
     let output = run("bench --seconds 2 --sizes 56 --rate-sizes 64");

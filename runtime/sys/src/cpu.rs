@@ -34,6 +34,18 @@ pub fn give_way() {
     sched_yield();
 }
 
+/// Has this thread wait for its turn when it is woken, instead of taking the CPU from the one that runs (`SCHED_BATCH`).
+pub fn take_turns() -> Result<(), Errno> {
+    // SAFETY: initialised: a plain struct of integers, for which zeros are valid values.
+    let parameters: libc::sched_param = unsafe { std::mem::zeroed() };
+    // SAFETY: bounds: the kernel reads the struct, which lives on this stack during the call.
+    let failed = unsafe { libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const parameters) };
+    match failed {
+        0 => Ok(()),
+        _ => Err(last_error()),
+    }
+}
+
 /// Has the scheduler give this thread its time in slices of this length, 0.1 to 100 ms; it keeps its share. A thread with a
 /// shorter slice than the one that runs takes the CPU from it as soon as it wakes up, which is what a thread that sleeps
 /// nearly always wants (EEVDF: Stoica and Abdel-Wahab, 1995; Linux 6.12 and later).

@@ -16,6 +16,7 @@ mod channel;
 pub(crate) mod channels;
 pub(crate) mod fanout;
 mod fault;
+pub(crate) mod handoff;
 mod harness;
 mod latency;
 mod link;

@@ -77,6 +77,13 @@ pub(super) fn start(
     Ok(cleanup::adopt(command.process_group(0).spawn()?))
 }
 
+/// A descriptor of another process of ours.
+pub(super) fn descriptor_of(pid: u64, number: u64) -> io::Result<OwnedFd> {
+    let path = format!("/proc/{pid}/fd/{number}");
+    let file = File::options().read(true).write(true).open(path)?;
+    Ok(file.into())
+}
+
 /// Where the second process listens.
 pub(super) fn address(directory: &Path, name: &str) -> String {
     format!("shm:{}", directory.join(name).display())

@@ -185,7 +185,7 @@ fn measure(args: &SizesArgs, cpus: [usize; 2], clock: &TickClock) -> io::Result<
         .map_err(other)?;
     let block = board.get(Word::Block as usize);
     let pid = board.get(Word::Pid as usize);
-    let block = serve::descriptor_of(pid, block)?;
+    let block = second::descriptor_of(pid, block)?;
     tightbeam_sys::cpu::pin(cpus[0])?;
     let mut bench = Bench {
         clock,

@@ -1,11 +1,10 @@
 //! The second process of `bench sizes`, and what both processes do alike.
 
-use super::super::second::{Board, PATIENCE, address, other};
+use super::super::second::{Board, PATIENCE, address, descriptor_of, other};
 use super::super::{fault::BenchError, peer};
 use super::LARGEST_WORK;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::time::Instant;
@@ -67,13 +66,6 @@ pub(super) fn turn(mode: Mode, bytes: usize, count: u32, number: u64) -> u64 {
 }
 
 const _: () = assert!(LARGEST_WORK < 1 << 28);
-
-/// A descriptor of another process of ours.
-pub(super) fn descriptor_of(pid: u64, number: u64) -> io::Result<OwnedFd> {
-    let path = format!("/proc/{pid}/fd/{number}");
-    let file = File::options().read(true).write(true).open(path)?;
-    Ok(file.into())
-}
 
 /// Writes `first`, `first + 1` and so on.
 pub(super) fn write_run(to: &mut [u8], first: u64) {
