@@ -468,3 +468,49 @@ fn hosts_that_are_not_admitted_and_channels_too_many_are_refused() {
     let openings = server.join().unwrap();
     assert!(openings.opened == 2 && openings.full >= 1, "{openings:?}");
 }
+
+/// A client that has gone without a word is not told from one that is quiet: its place is another one's only when that is wanted.
+#[test]
+fn who_is_silent_gives_his_place_to_who_asks() {
+    let address = "udp:127.0.0.1:47114";
+    let (listening, listens) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        let mut server = Endpoint::builder()
+            .state(State::default())
+            .handlers(handlers())
+            .max_channels(1)
+            .idle_limit(Duration::from_millis(200))
+            .listen(address)
+            .unwrap();
+        listening.send(server.stopper()).unwrap();
+        server.run().unwrap();
+        std::iter::from_fn(|| server.next_event()).collect::<Vec<_>>()
+    });
+    let stopper = listens.recv().unwrap();
+    let mut first = Endpoint::connect(address).unwrap();
+    // Whoever talks keeps his place, however often others ask.
+    for _ in 0..20 {
+        assert_eq!(first.call(ECHO, b"here").unwrap(), b"here");
+        let refused = Endpoint::connect(address)
+            .err()
+            .expect("one channel, no more");
+        assert!(matches!(refused, OpenError::Refused { .. }), "{refused}");
+    }
+    // Gone without a word.
+    std::mem::forget(first);
+    let mut second = patiently(|| Endpoint::connect(address).ok());
+    assert_eq!(second.call(ECHO, b"on").unwrap(), b"on");
+    stopper.stop();
+    let events = server.join().unwrap();
+    let [
+        Event::Opened { channel, .. },
+        Event::Evicted {
+            channel: evicted, ..
+        },
+        Event::Opened { .. },
+    ] = &events[..]
+    else {
+        panic!("{events:?}");
+    };
+    assert_eq!(channel, evicted);
+}

@@ -29,6 +29,8 @@ pub const DEFAULT_DEPTH: usize = 1024;
 pub const DEFAULT_MAX_CHANNELS: usize = 256;
 /// How long an opening may take if nothing else is said.
 pub const DEFAULT_OPEN_WITHIN: Duration = Duration::from_secs(2);
+/// How long a client on another host may be silent before others may have its place, if nothing else is said.
+pub const DEFAULT_IDLE_LIMIT: Duration = Duration::from_secs(60);
 /// How long a call or a send may wait if nothing else is said.
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(1);
 
@@ -64,6 +66,7 @@ pub struct Builder<S, D> {
     admit: Admission,
     channels: usize,
     within: Duration,
+    idle_limit: Duration,
     deadline: Duration,
     wait: Wait,
     frame_limit: usize,
@@ -84,6 +87,7 @@ impl<D> Builder<(), D> {
             hosts: Arc::new(|_| true),
             channels: DEFAULT_MAX_CHANNELS,
             within: DEFAULT_OPEN_WITHIN,
+            idle_limit: DEFAULT_IDLE_LIMIT,
             deadline: DEFAULT_DEADLINE,
             wait: Wait::default(),
             frame_limit: DEFAULT_FRAME_LIMIT,
@@ -113,6 +117,7 @@ impl<S, D> Builder<S, D> {
             hosts: self.hosts,
             channels: self.channels,
             within: self.within,
+            idle_limit: self.idle_limit,
             deadline: self.deadline,
             wait: self.wait,
             frame_limit: self.frame_limit,
@@ -176,6 +181,15 @@ impl<S, D> Builder<S, D> {
     /// more is refused, and counted in [`Endpoint::openings`]. Channels that this endpoint opens are not limited.
     pub fn max_channels(mut self, most: usize) -> Self {
         self.channels = most;
+        self
+    }
+
+    /// How long nothing may come from a client on another host before its channel may be closed; [`DEFAULT_IDLE_LIMIT`] by default. Only
+    /// when there is no place left ([`max_channels`](Self::max_channels)) and somebody else wants one, the most silent such channel is
+    /// closed, with [`Event::Evicted`](crate::Event::Evicted): a host that has gone without a word is not told from one that is quiet.
+    /// Of processes of this host it is known when they end.
+    pub fn idle_limit(mut self, limit: Duration) -> Self {
+        self.idle_limit = limit;
         self
     }
 
@@ -291,6 +305,7 @@ impl<S, D> Builder<S, D> {
                 within: self.within,
                 hosts: self.hosts,
                 frame_limit: self.frame_limit,
+                idle_limit: self.idle_limit,
             },
             frame_limit: self.frame_limit,
             terms: self.terms,

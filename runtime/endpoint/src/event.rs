@@ -55,7 +55,8 @@ pub enum Event {
         after: Duration,
     },
     /// The channel was closed by this side, because it had been degraded for as long as [`Policy::Evict`](crate::Policy::Evict)
-    /// allows. The peer still receives what was sent before.
+    /// allows, or, of a client on another host, because nothing had come from it for [`Builder::idle_limit`](crate::Builder::idle_limit) and
+    /// somebody else wanted its place. The peer still receives what was sent before.
     Evicted {
         /// The channel, which is no more.
         channel: ChannelId,

@@ -492,7 +492,7 @@ impl<S, D> Endpoint<S, D> {
     }
 
     #[cold]
-    fn evict(&mut self, id: ChannelId) {
+    pub(crate) fn evict(&mut self, id: ChannelId) {
         if let Some(counters) = self.leave(id) {
             self.note(Event::Evicted {
                 channel: id,

@@ -48,6 +48,8 @@ pub(crate) struct OpenOptions {
     pub(crate) hosts: Hosts,
     /// Bytes of frames of a channel.
     pub(crate) frame_limit: usize,
+    /// How long a client on another host may be silent before its place is given to somebody else.
+    pub(crate) idle_limit: Duration,
 }
 
 /// My half of a channel that is being opened: formatted, so that the peer can attach as soon as it has the descriptor.

@@ -157,11 +157,17 @@ impl Desk {
             Heard::Wish(wish) => {
                 let taken = self.asking.as_ref().map(|asking| asking.slot);
                 let slot = free_slot(fars, taken);
+                let silent = doorman.most_silent(now, fars);
                 match doorman.admit(&wish, slot, from, &mut self.buffer) {
                     Ok((len, far, opened)) => {
                         seat(fars, far);
                         news.push(News::Opened(Box::new(opened)));
                         len
+                    }
+                    // Whoever asks asks again, and then there is room.
+                    Err(Refusal::Full) if silent.is_some() => {
+                        news.extend(silent.map(News::Silent));
+                        return;
                     }
                     Err(why) => doorman.server.refuse(&wish, why, &mut self.buffer),
                 }
@@ -207,6 +213,15 @@ impl Doorman {
         }
     }
 
+    /// The channel of a client of which nothing was heard for longest, if that is too long.
+    fn most_silent(&self, now: u64, fars: &mut [Option<Box<Far>>]) -> Option<u16> {
+        let guests = fars.iter_mut().flatten().filter(|far| far.guest);
+        let silent = guests.map(|far| (far.silent_for(now), far.slot()));
+        let limit = self.options.idle_limit.as_nanos();
+        let longest = silent.max().filter(|(long, _)| u128::from(*long) >= limit);
+        longest.map(|(_, slot)| slot)
+    }
+
     /// Gives a channel, or says why not.
     fn admit(
         &mut self,
@@ -240,8 +255,8 @@ impl Doorman {
         let ours = Cookie::new(slot, secret);
         let (len, agreed) = self.server.accept(wish, ours, incarnation, out);
         self.gate.count(Outcome::Opened);
-        let (far, mut opened) = build(&agreed, slot, from, &self.options);
-        opened.seat = Some(seat);
+        let (mut far, mut opened) = build(&agreed, slot, from, &self.options);
+        (far.guest, opened.seat) = (true, Some(seat));
         Ok((len, far, opened))
     }
 }

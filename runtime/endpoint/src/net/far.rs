@@ -92,6 +92,9 @@ pub(super) struct Far {
     /// Messages that came while the endpoint had no room: those of a few packets, then the device keeps the next ones.
     held: VecDeque<Held>,
     closed: bool,
+    /// Somebody else has opened it; until when something was heard, as far as was looked, and how much.
+    pub(super) guest: bool,
+    heard: (u64, u64),
     /// There may be something to send.
     pub(super) pending: bool,
     pub(super) counts: Counts,
@@ -114,6 +117,8 @@ impl Far {
             left: Left::default(),
             held: VecDeque::new(),
             closed: false,
+            guest: false,
+            heard: (0, 0),
             pending: false,
             counts: Counts::default(),
         }
@@ -132,6 +137,16 @@ impl Far {
     /// Where the line has it.
     pub(super) fn slot(&self) -> u16 {
         self.ours().slot()
+    }
+
+    /// For how many nanoseconds nothing has come, at least: since it was last looked, or before.
+    pub(super) fn silent_for(&mut self, now: u64) -> u64 {
+        let accepted = self.receiver.counters().get(raw::Counter::Accepted);
+        let (until, so_far) = self.heard;
+        if until == 0 || accepted != so_far {
+            self.heard = (now, accepted);
+        }
+        now.saturating_sub(self.heard.0)
     }
 
     /// Longer packets than this do not arrive.

@@ -12,6 +12,8 @@ pub(crate) enum News {
     Closed(u16),
     /// The other side does not know it, or not any more.
     Unknown(u16),
+    /// Nothing has come for long, and somebody else wants its place.
+    Silent(u16),
     /// A client was admitted.
     Opened(Box<Opened>),
 }
@@ -20,7 +22,9 @@ impl News {
     /// Whether it is about the channel that is in this slot.
     pub(super) fn is_of(&self, slot: u16) -> bool {
         match self {
-            News::Arrived(of) | News::Closed(of) | News::Unknown(of) => *of == slot,
+            News::Arrived(of) | News::Closed(of) | News::Unknown(of) | News::Silent(of) => {
+                *of == slot
+            }
             News::Opened(opened) => opened.slot == slot,
         }
     }

@@ -115,6 +115,10 @@ impl<S, D> Endpoint<S, D> {
                         let label = self.lines[n].label(slot);
                         self.note_ending(label, Ending::Exited);
                     }
+                    News::Silent(slot) => {
+                        let label = self.lines[n].label(slot);
+                        self.evict(ChannelId(label));
+                    }
                     News::Opened(opened) => {
                         let line = Rc::clone(&self.lines[n]);
                         self.take_opened(&line, *opened);
