@@ -402,9 +402,20 @@ fn a_flood_of_hellos_keeps_nothing() {
 /// Not a test: what the child processes run.
 #[test]
 fn child_role() {
-    let Some((_, address)) = role() else {
+    let Some((role, address)) = role() else {
         return;
     };
+    if role == "client" {
+        let mut client = connect(&address);
+        let mut payload = vec![0; 1440];
+        loop {
+            for len in [0, 8, 1080, 1440] {
+                payload[..len].fill(len as u8);
+                let _ = client.call(ECHO, &payload[..len]);
+                let _ = client.send(COUNT, &payload[..len]);
+            }
+        }
+    }
     let mut server = Endpoint::listen(&address, handlers()).expect("a free port");
     server.run().expect("it listens");
 }
@@ -513,4 +524,50 @@ fn who_is_silent_gives_his_place_to_who_asks() {
         panic!("{events:?}");
     };
     assert_eq!(channel, evicted);
+}
+
+/// Clients that are killed while they call and send cost others nothing: a third party is answered all the while, and their places are
+/// given to the next ones.
+#[test]
+fn clients_that_are_killed_cost_others_nothing() {
+    const KILLS: usize = 30;
+    let address = "udp:127.0.0.1:47115";
+    let (listening, listens) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        let mut server = Endpoint::builder()
+            .state(State::default())
+            .handlers(handlers())
+            .max_channels(3)
+            .idle_limit(Duration::from_millis(100))
+            .listen(address)
+            .unwrap();
+        listening.send(server.stopper()).unwrap();
+        server.run().unwrap();
+        let channels = server.channels().count();
+        (channels, server.openings().opened, server.state().messages)
+    });
+    let stopper = listens.recv().unwrap();
+    let within = Duration::from_secs(20);
+    let builder = Endpoint::builder().deadline(within);
+    let mut third = builder.connect(address).unwrap();
+    let mut seed = 7u64;
+    for kill in 0..KILLS {
+        let victim = Peer::start("client", address);
+        let begin = std::time::Instant::now();
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        let life = Duration::from_micros(20_000 + (seed >> 33) % 20_000);
+        while begin.elapsed() < life {
+            let said = kill.to_le_bytes();
+            assert_eq!(third.call(ECHO, &said).unwrap(), said);
+        }
+        victim.signal(rustix::process::Signal::KILL);
+        assert_eq!(victim.killed_by(), Some(9));
+    }
+    stopper.stop();
+    let (channels, opened, messages) = server.join().unwrap();
+    assert!(
+        channels <= 3 && opened > 4 && messages > 0,
+        "{channels} {opened} {messages}"
+    );
+    assert_eq!(third.next_event().map(|event| event.channel()), None);
 }
