@@ -54,8 +54,8 @@ impl<S, D> Endpoint<S, D> {
     /// A channel whose policy is to [block](Policy::Block) is waited for when all others have been served.
     ///
     /// ```no_run
-    /// # use tightbeam_endpoint::{Endpoint, Policy};
-    /// # fn publishes(publisher: &mut Endpoint, subscribers: &[tightbeam_endpoint::ChannelId]) -> Result<(), tightbeam_endpoint::SendError> {
+    /// # use tightbeam::{Endpoint, Policy};
+    /// # fn publishes(publisher: &mut Endpoint, subscribers: &[tightbeam::ChannelId]) -> Result<(), tightbeam::SendError> {
     /// const QUOTES: u16 = 1;
     /// publisher.set_policy(subscribers[0], Policy::DropOldest);
     /// let mut frame = publisher.shared_frame(4096)?;
