@@ -2,7 +2,6 @@
 
 use super::left::Left;
 use super::news::News;
-use crate::send::is_for_want_of_room;
 use std::collections::VecDeque;
 use tightbeam_proto::opening::Agreed;
 use tightbeam_proto::raw::{self, Accepted};
@@ -418,7 +417,8 @@ impl Far {
         };
         let port = self.port.next_call();
         let sent = self.port.try_send(out, bytes);
-        if sent.is_err_and(is_for_want_of_room) {
+        // Room in the ring comes with the next poll. Frames that the application keeps may never come back, and others must not wait.
+        if sent == Err(TrySendError::Full) {
             return false;
         }
         if let (Some(packet), Ok(())) = (call, sent) {
