@@ -42,6 +42,38 @@ impl Reserved {
     }
 }
 
+impl Reserved {
+    /// Gives the range back, of which a part could not be mapped over. The kernel may have taken that part away before it failed, as it does
+    /// where there are no huge pages: then another thread may have it by now, and it is not ours to unmap.
+    fn give_up(self, from: usize, bytes: usize) {
+        let part = self.base.as_ptr().wrapping_byte_add(from);
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
+        // SAFETY:
+        // bounds: the part was inside what was reserved. aliasing: nothing is replaced: it fails where anything is mapped.
+        // lifetime: if it succeeds the whole range is this value's again, and unmapped with it.
+        let again = unsafe { rustix::mm::mmap_anonymous(part, bytes, ProtFlags::empty(), flags) };
+        match again {
+            Ok(_) => drop(self),
+            // It is ours still, or somebody else's: nobody knows. Addresses without memory stay reserved then.
+            Err(_) => self.leave(from, from + bytes),
+        }
+    }
+
+    /// Gives back all but a part, of which it is not known whose it is.
+    fn leave(self, from: usize, to: usize) {
+        let behind = self.base.as_ptr().wrapping_byte_add(to);
+        let ends = [
+            (self.base.as_ptr(), from),
+            (behind, self.bytes.saturating_sub(to)),
+        ];
+        for (base, bytes) in ends {
+            // SAFETY: bounds: in front of the part, and behind it. lifetime: as in `drop`, which does not run any more.
+            let _ = unsafe { rustix::mm::munmap(base, bytes) };
+        }
+        std::mem::forget(self);
+    }
+}
+
 impl Drop for Reserved {
     fn drop(&mut self) {
         if self.owner != rustix::process::getpid() {
@@ -86,7 +118,14 @@ impl Mapping {
         // SAFETY:
         // bounds, aliasing: the range is inside what was reserved above, which nothing else uses.
         // lifetime: it is unmapped with what was reserved.
-        let mapped = unsafe { rustix::mm::mmap(base.as_ptr(), bytes, prot, flags, fd, offset) }?;
+        let mapped = unsafe { rustix::mm::mmap(base.as_ptr(), bytes, prot, flags, fd, offset) };
+        let mapped = match mapped {
+            Ok(mapped) => mapped,
+            Err(errno) => {
+                reserved.give_up(shift, bytes);
+                return Err(errno);
+            }
+        };
         debug_assert_eq!(mapped, base.as_ptr());
         let mapping = Mapping {
             base,
@@ -175,5 +214,38 @@ mod tests {
             assert_eq!(mapped_at(base - 1).unwrap().2, "---p");
             assert_eq!(mapped_at(base + bytes).unwrap().2, "---p");
         }
+    }
+
+    /// Where there are no huge pages the kernel takes the reserved range away before it says so. Another thread may have it by then.
+    #[test]
+    fn a_mapping_that_fails_takes_nothing_from_others() {
+        const ROUNDS: usize = 10_000;
+        let free = std::fs::read_to_string("/proc/sys/vm/nr_hugepages").unwrap_or_default();
+        if free.trim() != "0" {
+            println!("skipped: huge pages are reserved on this machine");
+            return;
+        }
+        let both = ProtFlags::READ | ProtFlags::WRITE;
+        std::thread::scope(|scope| {
+            let failing = scope.spawn(|| {
+                let flags = rustix::fs::MemfdFlags::CLOEXEC | rustix::fs::MemfdFlags::HUGETLB;
+                let huge = rustix::fs::memfd_create("huge", flags).unwrap();
+                let block = 2 << 20;
+                rustix::fs::ftruncate(&huge, block as u64).unwrap();
+                for _ in 0..ROUNDS {
+                    let failed = Mapping::new(huge.as_fd(), block, block, both);
+                    assert_eq!(failed.err(), Some(Errno::NOMEM));
+                }
+            });
+            let fd = rustix::fs::memfd_create("small", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+            rustix::fs::ftruncate(&fd, 1 << 16).unwrap();
+            while !failing.is_finished() {
+                // What is not mapped cannot be populated.
+                let mapping = Mapping::populated(fd.as_fd(), 1 << 16, 0).unwrap();
+                for _ in 0..10 {
+                    mapping.advise(Advice::LinuxPopulateWrite).unwrap();
+                }
+            }
+        });
     }
 }
