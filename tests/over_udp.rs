@@ -8,7 +8,8 @@ use std::thread;
 use std::time::Duration;
 use support::{Peer, connect, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handlers, Message, OpenError, Reply, SendError, Wait,
+    Builder, CallError, Counter, Endpoint, Event, Handlers, Message, OpenError, Reply, SendError,
+    Stopper, Wait,
 };
 use tightbeam_proto::opening::{Client, Offer, Turn};
 use tightbeam_proto::wire::message::{Cookie, Kind, Repr, seal};
@@ -63,6 +64,24 @@ fn serve(address: &'static str, wait: Wait) -> thread::JoinHandle<Vec<Event>> {
     });
     listens.recv().expect("a server");
     server
+}
+
+/// Runs a server with these settings until it is stopped, then asks it.
+fn run<T: Send + 'static>(
+    address: &'static str,
+    settings: impl FnOnce(Builder<State>) -> Builder<State> + Send + 'static,
+    ask: impl FnOnce(&mut Endpoint<State>) -> T + Send + 'static,
+) -> (Stopper, thread::JoinHandle<T>) {
+    let (listening, listens) = std::sync::mpsc::channel();
+    let server = thread::spawn(move || {
+        let builder = Endpoint::builder().state(State::default());
+        let builder = settings(builder.handlers(handlers()));
+        let mut server = builder.listen(address).expect("a free port");
+        listening.send(server.stopper()).unwrap();
+        server.run().unwrap();
+        ask(&mut server)
+    });
+    (listens.recv().expect("a server"), server)
 }
 
 #[test]
@@ -453,20 +472,12 @@ fn a_server_started_again_says_that_it_knows_nobody() {
 #[test]
 fn hosts_that_are_not_admitted_and_channels_too_many_are_refused() {
     let address = "udp:127.0.0.1:47111";
-    let (listening, listens) = std::sync::mpsc::channel();
-    let server = thread::spawn(move || {
-        let mut server = Endpoint::builder()
-            .state(State::default())
-            .handlers(handlers())
+    let settings = |builder: Builder<State>| {
+        builder
             .max_channels(1)
             .admit_hosts(|host| host.ip().is_loopback() && host.port() != 47112)
-            .listen(address)
-            .unwrap();
-        listening.send(server.stopper()).unwrap();
-        server.run().unwrap();
-        server.openings()
-    });
-    let stopper = listens.recv().unwrap();
+    };
+    let (stopper, server) = run(address, settings, |server| server.openings());
     let first = Endpoint::connect(address).unwrap();
     let full = Endpoint::connect(address)
         .err()
@@ -484,20 +495,14 @@ fn hosts_that_are_not_admitted_and_channels_too_many_are_refused() {
 #[test]
 fn who_is_silent_gives_his_place_to_who_asks() {
     let address = "udp:127.0.0.1:47114";
-    let (listening, listens) = std::sync::mpsc::channel();
-    let server = thread::spawn(move || {
-        let mut server = Endpoint::builder()
-            .state(State::default())
-            .handlers(handlers())
+    let settings = |builder: Builder<State>| {
+        builder
             .max_channels(1)
             .idle_limit(Duration::from_millis(200))
-            .listen(address)
-            .unwrap();
-        listening.send(server.stopper()).unwrap();
-        server.run().unwrap();
+    };
+    let (stopper, server) = run(address, settings, |server| {
         std::iter::from_fn(|| server.next_event()).collect::<Vec<_>>()
     });
-    let stopper = listens.recv().unwrap();
     let mut first = Endpoint::connect(address).unwrap();
     // Whoever talks keeps his place, however often others ask.
     for _ in 0..20 {
@@ -532,21 +537,15 @@ fn who_is_silent_gives_his_place_to_who_asks() {
 fn clients_that_are_killed_cost_others_nothing() {
     const KILLS: usize = 30;
     let address = "udp:127.0.0.1:47115";
-    let (listening, listens) = std::sync::mpsc::channel();
-    let server = thread::spawn(move || {
-        let mut server = Endpoint::builder()
-            .state(State::default())
-            .handlers(handlers())
+    let settings = |builder: Builder<State>| {
+        builder
             .max_channels(3)
             .idle_limit(Duration::from_millis(100))
-            .listen(address)
-            .unwrap();
-        listening.send(server.stopper()).unwrap();
-        server.run().unwrap();
+    };
+    let (stopper, server) = run(address, settings, |server| {
         let channels = server.channels().count();
         (channels, server.openings().opened, server.state().messages)
     });
-    let stopper = listens.recv().unwrap();
     let within = Duration::from_secs(20);
     let builder = Endpoint::builder().deadline(within);
     let mut third = builder.connect(address).unwrap();
