@@ -109,7 +109,7 @@ impl XdpDevice {
 
     /// The longest IP packet that fits into a frame.
     pub(crate) fn room(&self) -> u32 {
-        let frame = self.socket.xsk.umem().frame_bytes();
+        let frame = self.socket.umem.frame_bytes();
         socket::room(frame, self.socket.got.headroom.max(HEADROOM))
     }
 
@@ -224,11 +224,17 @@ impl XdpDevice {
         Ok(())
     }
 
+    #[inline]
+    fn next(&mut self) -> Result<Option<Received>, DeviceError> {
+        let socket = &mut self.socket;
+        socket.xsk.receive(&mut socket.umem).map_err(fix::ring)
+    }
+
     /// Hands a packet over, or counts why not; says whether it did.
     #[inline]
     fn hand(&mut self, received: &Received, take: &mut dyn FnMut(Packet<'_>)) -> bool {
         let Received { frame, at, len, .. } = received;
-        let bytes = &self.socket.xsk.bytes(frame)[*at..*at + *len];
+        let bytes = &self.socket.umem.bytes(frame)[*at..*at + *len];
         let Ok(datagram) = Datagram::parse(bytes) else {
             self.stats.malformed += 1;
             return false;
@@ -288,10 +294,11 @@ impl Device for XdpDevice {
         let Some(mut frame) = self.socket.to_send.pop() else {
             return Err(DeviceError::Full);
         };
-        let packet = &mut self.socket.xsk.bytes_mut(&mut frame)[AT..];
+        let packet = &mut self.socket.umem.bytes_mut(&mut frame)[AT..];
         let used = write(&mut packet[ENVELOPE..ENVELOPE + len]).min(len);
         let whole = self.envelopes.to(to).seal(packet, used, self.sum);
-        self.socket.xsk.queue(frame, AT, whole);
+        let socket = &mut self.socket;
+        socket.xsk.queue(&mut socket.umem, frame, AT, whole);
         self.stats.queued += 1;
         self.untold = true;
         Ok(())
@@ -319,7 +326,7 @@ impl Device for XdpDevice {
     ) -> Result<usize, DeviceError> {
         let (mut seen, mut handed) = (0, 0);
         while seen < most
-            && let Some(received) = self.socket.xsk.receive().map_err(fix::ring)?
+            && let Some(received) = self.next()?
         {
             seen += 1;
             handed += usize::from(self.hand(&received, take));
@@ -339,17 +346,12 @@ impl Device for XdpDevice {
     }
 
     fn provide(&mut self) {
-        let socket = &mut self.socket;
         // A fault of the ring is found again, and told, by the next verb that can tell.
-        if socket.xsk.provide(&mut socket.to_fill).is_ok() {
-            socket.xsk.publish_provided();
-        }
+        let _ = self.socket.provide();
     }
 
     fn reclaim(&mut self) -> usize {
-        let socket = &mut self.socket;
-        let back = socket.xsk.reclaim(&mut socket.to_send);
-        back.map_or(0, |count| count as usize)
+        self.socket.reclaim().map_or(0, |count| count as usize)
     }
 
     fn status(&self) -> DeviceStatus {

@@ -41,8 +41,7 @@ impl Floor<'_> {
         let mut sent = 0;
         for number in numbers {
             if socket.to_send.is_empty() {
-                let back = socket.xsk.reclaim(&mut socket.to_send);
-                back.map_err(fix::ring)?;
+                socket.reclaim().map_err(fix::ring)?;
             }
             if socket.xsk.transmit_room(1).map_err(fix::ring)? == 0 {
                 break;
@@ -50,10 +49,12 @@ impl Floor<'_> {
             let Some(mut frame) = socket.to_send.pop() else {
                 break;
             };
-            let bytes = &mut socket.xsk.bytes_mut(&mut frame)[AT..][..self.packet.len()];
+            let bytes = &mut socket.umem.bytes_mut(&mut frame)[AT..][..self.packet.len()];
             bytes.copy_from_slice(&self.packet);
             bytes[ENVELOPE..][..NUMBER].copy_from_slice(&number.to_ne_bytes());
-            socket.xsk.queue(frame, AT, self.packet.len());
+            socket
+                .xsk
+                .queue(&mut socket.umem, frame, AT, self.packet.len());
             sent += 1;
         }
         socket.xsk.publish_queued();
@@ -62,7 +63,7 @@ impl Floor<'_> {
             let _ = xdp::kick_transmit(socket.xsk.as_fd());
         }
         // The frame that came back last is the one in the cache.
-        socket.xsk.reclaim(&mut socket.to_send).map_err(fix::ring)?;
+        socket.reclaim().map_err(fix::ring)?;
         self.device.stats.queued += sent as u64;
         Ok(sent)
     }
@@ -71,16 +72,16 @@ impl Floor<'_> {
     #[inline]
     pub fn take(&mut self) -> Result<Option<u64>, DeviceError> {
         let socket = &mut self.device.socket;
-        let Some(received) = socket.xsk.receive().map_err(fix::ring)? else {
+        let received = socket.xsk.receive(&mut socket.umem);
+        let Some(received) = received.map_err(fix::ring)? else {
             return Ok(None);
         };
-        let bytes = &socket.xsk.bytes(&received.frame)[received.at..][..received.len];
+        let bytes = &socket.umem.bytes(&received.frame)[received.at..][..received.len];
         let number = bytes.get(ENVELOPE..ENVELOPE + NUMBER);
         let number = number.and_then(|bytes| bytes.try_into().ok());
         socket.xsk.release_received();
         socket.to_fill.push(received.frame);
-        socket.xsk.provide(&mut socket.to_fill).map_err(fix::ring)?;
-        socket.xsk.publish_provided();
+        socket.provide().map_err(fix::ring)?;
         Ok(Some(number.map_or(0, u64::from_ne_bytes)))
     }
 }

@@ -46,7 +46,7 @@ impl HandOver {
         let says = describe(&device);
         let (steering, socket, port) = device.into_parts();
         // The rings are unmapped here: whoever maps them has the socket.
-        let (socket, memory) = socket.xsk.into_fds();
+        let (socket, memory) = (socket.xsk.into_fd(), socket.umem.into_fd());
         let descriptors = format!(
             "socket={} memory={} port={}",
             socket.as_raw_fd(),
@@ -89,7 +89,7 @@ impl HandOver {
 
 fn describe(device: &XdpDevice) -> String {
     let (place, got) = (&device.place, &device.socket.got);
-    let umem = device.socket.xsk.umem();
+    let umem = &device.socket.umem;
     let RingSizes {
         fill,
         completion,
@@ -180,13 +180,14 @@ fn adopt(said: &Said<'_>) -> Result<XdpDevice, DeviceError> {
     let network = Network::open().map_err(failed)?;
     let link = network.link(name);
     let link = link.map_err(|errno| crate::fix::no_link(name, errno))?;
-    let (xsk, frames, port) = take_inherited(&inherited).map_err(failed)?;
+    let (xsk, umem, frames, port) = take_inherited(&inherited).map_err(failed)?;
     let port = UdpSocket::from(port);
     let Ok(SocketAddr::V4(local)) = port.local_addr() else {
         return Err(failed(Errno::NOTCONN));
     };
     let mut socket = Socket {
         xsk,
+        umem,
         to_send: frames,
         to_fill: Vec::new(),
         got: Got {

@@ -46,7 +46,7 @@ impl XdpDevice {
 
     /// From now on nobody else can map its memory and write there.
     fn sealed(self) -> Result<XdpDevice, DeviceError> {
-        let sealed = self.socket.xsk.umem().seal();
+        let sealed = self.socket.umem.seal();
         sealed.map_err(|errno| system("seal the frames' memory", errno, "this is not expected"))?;
         Ok(self)
     }

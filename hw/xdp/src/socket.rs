@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use tightbeam_segment::DeviceError;
 use tightbeam_sys::Errno;
 use tightbeam_sys::link::Link;
-use tightbeam_sys::xdp::{self, Copying, Frame, Opening, RingSizes, Umem, Xsk};
+use tightbeam_sys::xdp::{self, Copying, Frame, Opening, RingFault, RingSizes, Umem, Xsk};
 
 /// Entries of each ring. FILL holds more than there are frames to receive into, and COMPLETION all that are sent: neither is ever full.
 pub(crate) const SIZES: RingSizes = RingSizes {
@@ -32,6 +32,7 @@ const LOOK_AGAIN: Duration = Duration::from_millis(1);
 /// An open socket and the frames that are ours.
 pub(crate) struct Socket {
     pub(crate) xsk: Xsk,
+    pub(crate) umem: Umem,
     pub(crate) to_send: Vec<Frame>,
     pub(crate) to_fill: Vec<Frame>,
     pub(crate) got: Got,
@@ -74,8 +75,8 @@ impl Socket {
         let (umem, frames) = Umem::create(count, bytes).map_err(|e| fix::memory(whole, e))?;
         let registered = opening.register(&umem, attempt.headroom);
         registered.map_err(|e| fix::memory(whole, e))?;
-        let xsk = opening.map(umem, SIZES).map_err(fix::rings)?;
-        let mut socket = Socket::with_frames(xsk, frames)?;
+        let xsk = opening.map(SIZES).map_err(fix::rings)?;
+        let mut socket = Socket::with_frames(xsk, umem, frames)?;
         let bound = bind(&socket.xsk, link.index, queue, attempt.copying);
         bound.map_err(|e| fix::bind(link, queue, e))?;
         socket.got.headroom = attempt.headroom;
@@ -84,7 +85,7 @@ impl Socket {
     }
 
     /// Shares the frames out: the first ones to FILL, the rest to be sent.
-    fn with_frames(xsk: Xsk, mut frames: Vec<Frame>) -> Result<Socket, DeviceError> {
+    fn with_frames(xsk: Xsk, umem: Umem, mut frames: Vec<Frame>) -> Result<Socket, DeviceError> {
         let to_send = frames.split_off(TO_RECEIVE as usize);
         let got = Got {
             zero_copy: false,
@@ -95,14 +96,27 @@ impl Socket {
         };
         let mut socket = Socket {
             xsk,
+            umem,
             to_send,
             to_fill: frames,
             got,
         };
-        let filled = socket.xsk.provide(&mut socket.to_fill);
-        filled.map_err(fix::ring)?;
-        socket.xsk.publish_provided();
+        socket.provide().map_err(fix::ring)?;
         Ok(socket)
+    }
+
+    /// Gives the kernel the frames that are free to receive into.
+    #[inline]
+    pub(crate) fn provide(&mut self) -> Result<(), RingFault> {
+        self.xsk.provide(&mut self.umem, &mut self.to_fill)?;
+        self.xsk.publish_provided();
+        Ok(())
+    }
+
+    /// Takes back the frames whose packets have left; how many that were.
+    #[inline]
+    pub(crate) fn reclaim(&mut self) -> Result<u32, RingFault> {
+        self.xsk.reclaim(&mut self.umem, &mut self.to_send)
     }
 
     /// Asks for what makes a bound socket fast, and for what came of it.
@@ -112,7 +126,7 @@ impl Socket {
             self.got.budget = SIZES.transmit;
         }
         // In copy mode a packet takes a buffer of the kernel's; more than the usual limit of bytes may be under way. The default does too.
-        let each = (self.xsk.umem().frame_bytes() + 1024) as usize;
+        let each = (self.umem.frame_bytes() + 1024) as usize;
         let _ = xdp::set_send_buffer(fd, TO_SEND as usize * each);
         self.look();
         // Without a NAPI instance polling would cost calls and do nothing.

@@ -89,8 +89,8 @@ pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
             "frames",
             format!(
                 "{} of {} bytes",
-                device.socket.xsk.umem().count(),
-                device.socket.xsk.umem().frame_bytes()
+                device.socket.umem.count(),
+                device.socket.umem.frame_bytes()
             ),
         ),
         ("checksum", device.checksum().into()),

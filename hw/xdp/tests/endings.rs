@@ -42,11 +42,11 @@ fn socket(namespace: &Namespace) -> Xsk {
         transmit: 64,
     };
     namespace.run(|| {
-        let (umem, mut frames) = Umem::create(64, 2048).expect("memory");
+        let (mut umem, mut frames) = Umem::create(64, 2048).expect("memory");
         let mut opening = Opening::new().expect("a socket");
         opening.register(&umem, 0).expect("registered memory");
-        let mut socket = opening.map(umem, sizes).expect("rings");
-        socket.provide(&mut frames).expect("room");
+        let mut socket = opening.map(sizes).expect("rings");
+        socket.provide(&mut umem, &mut frames).expect("room");
         socket.publish_provided();
         let network = Network::open().expect("a network");
         let index = network.link(END).expect("the interface").index;

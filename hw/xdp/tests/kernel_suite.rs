@@ -96,6 +96,7 @@ fn every_case_is_a_test_or_has_a_reason() {
 /// A socket at the right end, with what steers packets to it, and as many frames as are asked for in FILL.
 struct Bare {
     xsk: Xsk,
+    umem: Umem,
     frames: Vec<Frame>,
     _map: SocketMap,
     _link: OwnedFd,
@@ -110,14 +111,14 @@ const SIZES: RingSizes = RingSizes {
 
 fn bare(namespace: &Namespace, mode: &str, headroom: u32, filled: usize) -> Bare {
     namespace.run(|| {
-        let (umem, mut frames) = Umem::create(256, 2048).expect("memory");
+        let (mut umem, mut frames) = Umem::create(256, 2048).expect("memory");
         let mut opening = Opening::new().expect("a socket");
         opening
             .register(&umem, headroom)
             .expect("registered memory");
-        let mut xsk = opening.map(umem, SIZES).expect("rings");
+        let mut xsk = opening.map(SIZES).expect("rings");
         let mut first = frames.split_off(frames.len() - filled);
-        xsk.provide(&mut first).expect("room in FILL");
+        xsk.provide(&mut umem, &mut first).expect("room in FILL");
         xsk.publish_provided();
         let index = Network::open()
             .expect("a network")
@@ -143,6 +144,7 @@ fn bare(namespace: &Namespace, mode: &str, headroom: u32, filled: usize) -> Bare
         let link = bpf::attach(program.as_fd(), index, attach).expect("it is attached");
         Bare {
             xsk,
+            umem,
             frames,
             _map: map,
             _link: link,
@@ -166,8 +168,8 @@ impl Bare {
         assert!(self.xsk.transmit_room(count).expect("rings") >= count);
         for _ in 0..count {
             let mut frame = self.frames.pop().expect("a frame");
-            envelope.seal(self.xsk.bytes_mut(&mut frame), 8, UdpSum::None);
-            self.xsk.queue(frame, 0, len);
+            envelope.seal(self.umem.bytes_mut(&mut frame), 8, UdpSum::None);
+            self.xsk.queue(&mut self.umem, frame, 0, len);
         }
         self.xsk.publish_queued();
     }
@@ -294,7 +296,7 @@ fn poll_tx() {
         }
         let mut back = Vec::new();
         until("all frames come back", || {
-            socket.xsk.reclaim(&mut back).unwrap();
+            socket.xsk.reclaim(&mut socket.umem, &mut back).unwrap();
             back.len() == 128
         });
     });
@@ -324,7 +326,7 @@ fn umem_headroom() {
             let mut received = None;
             let end = Instant::now() + PATIENCE;
             while received.is_none() {
-                received = socket.xsk.receive().unwrap();
+                received = socket.xsk.receive(&mut socket.umem).unwrap();
                 assert!(Instant::now() < end, "{mode}");
             }
             let received = received.unwrap();
@@ -405,8 +407,9 @@ fn stat_tx_invalid() {
         });
         assert_eq!(socket.statistics().tx_invalid_descs, 3, "{mode}");
         let mut frame = socket.frames.pop().unwrap();
-        socket.xsk.bytes_mut(&mut frame).fill(0);
-        let beside = std::panic::AssertUnwindSafe(|| socket.xsk.queue(frame, 2000, 49));
+        socket.umem.bytes_mut(&mut frame).fill(0);
+        let beside =
+            std::panic::AssertUnwindSafe(|| socket.xsk.queue(&mut socket.umem, frame, 2000, 49));
         assert!(std::panic::catch_unwind(beside).is_err(), "{mode}");
     });
 }
@@ -428,7 +431,10 @@ fn tx_queue_consumer() {
             "{mode}"
         );
         until("all have left", || {
-            socket.xsk.reclaim(&mut socket.frames).unwrap();
+            socket
+                .xsk
+                .reclaim(&mut socket.umem, &mut socket.frames)
+                .unwrap();
             socket.frames.len() == 256 - 64
         });
         // With a larger budget all go at once.

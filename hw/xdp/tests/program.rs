@@ -180,7 +180,7 @@ fn socket() -> tightbeam_sys::xdp::Xsk {
         receive: 4,
         transmit: 4,
     };
-    opening.map(umem, sizes).expect("rings")
+    opening.map(sizes).expect("rings")
 }
 
 #[test]

@@ -17,6 +17,8 @@ const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_XDP: u32 = 37;
 const FLAG_GENERIC: u32 = 1 << 1;
 const FLAG_NATIVE: u32 = 1 << 2;
+/// Of a program: it knows of packets in several parts.
+const FLAG_HAS_FRAGS: u32 = 1 << 5;
 
 /// One instruction, as the kernel wants it.
 #[repr(C)]
@@ -156,10 +158,21 @@ pub struct LoadError {
 
 /// Loads an XDP program. It calls no helper that asks for a licence, and says that it has ours.
 pub fn load_program(instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
+    load(instructions, 0)
+}
+
+/// As [`load_program`], one that looks at a packet's first part alone, and so can have packets in several: those that are longer than a page of
+/// the driver's, or than a frame of an AF_XDP socket.
+pub fn load_program_for_parts(instructions: &[Instruction]) -> Result<OwnedFd, LoadError> {
+    load(instructions, FLAG_HAS_FRAGS)
+}
+
+fn load(instructions: &[Instruction], flags: u32) -> Result<OwnedFd, LoadError> {
     let count = u32::try_from(instructions.len()).unwrap_or(u32::MAX);
     let fail = |errno, log| LoadError { errno, log };
     let attributes = || {
         let attributes = Attributes::new().with(0, PROG_TYPE_XDP).with(4, count);
+        let attributes = attributes.with(44, flags);
         let attributes = attributes
             .with_address(8, instructions.as_ptr())
             .with_name(48);

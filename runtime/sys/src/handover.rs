@@ -181,7 +181,7 @@ pub struct Inherited {
 ///
 /// [`Errno::EXIST`] if it was taken before; [`Errno::BADF`] if a descriptor is not open, or is of another kind; [`Errno::INVAL`] if sizes do not
 /// fit.
-pub fn take_inherited(said: &Inherited) -> Result<(Xsk, Vec<Frame>, OwnedFd), Errno> {
+pub fn take_inherited(said: &Inherited) -> Result<(Xsk, Umem, Vec<Frame>, OwnedFd), Errno> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
     let numbers = [said.socket, said.memory, said.port];
     let distinct =
@@ -216,7 +216,7 @@ pub fn take_inherited(said: &Inherited) -> Result<(Xsk, Vec<Frame>, OwnedFd), Er
         return Err(Errno::BADF);
     }
     let (umem, frames) = Umem::adopt(memory, said.frames, said.frame_bytes, said.filled)?;
-    Ok((Xsk::adopt(socket, umem, said.sizes)?, frames, port))
+    Ok((Xsk::adopt(socket, &umem, said.sizes)?, umem, frames, port))
 }
 
 #[cfg(test)]

@@ -1,7 +1,9 @@
 //! AF_XDP sockets: rings that a socket shares with the kernel, over frames in memory of ours.
 //!
-//! [`Opening`] makes a socket step by step, [`Xsk`] is one whose rings are mapped. An `Xsk` owns its frames' memory: a frame that goes into one
-//! of its rings is a frame of that memory, so the kernel writes and reads what was given to it and nothing else.
+//! [`Opening`] makes a socket step by step, [`Xsk`] is one whose rings are mapped, over a [`Umem`]. Several sockets, each on a queue of its own,
+//! may be over one memory: one of them has registered it, the others share it. A verb takes the memory beside the socket, and panics if it is
+//! another one: so a frame that goes into a ring is of the memory that the kernel knows, and it writes and reads what was given to it and nothing
+//! else.
 //!
 //! | ring | who fills it | verb |
 //! |---|---|---|
@@ -25,15 +27,17 @@ use crate::memory::page_size;
 use ring::{Consumer, Places, Producer};
 use rustix::mm::{Advice, ProtFlags};
 use rustix::net::xdp::{
-    SocketAddrXdp, SocketAddrXdpFlags, XDP_PGOFF_RX_RING, XDP_PGOFF_TX_RING,
-    XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags, XdpRingOffset,
-    XdpUmemReg, XdpUmemRegFlags,
+    SocketAddrXdp, SocketAddrXdpFlags, SocketAddrXdpWithSharedUmem, XDP_PGOFF_RX_RING,
+    XDP_PGOFF_TX_RING, XDP_UMEM_PGOFF_COMPLETION_RING, XDP_UMEM_PGOFF_FILL_RING, XdpOptionsFlags,
+    XdpRingOffset, XdpUmemReg, XdpUmemRegFlags,
 };
 use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, sockopt};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 /// The most packets that one call sends, of a socket (Linux 6.17).
 const XDP_MAX_TX_SKB_BUDGET: libc::c_int = 9;
+/// Of a descriptor: the packet goes on in the next one.
+const XDP_PKT_CONTD: u32 = 1;
 
 /// Entries of each ring; powers of two.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,11 +61,20 @@ pub enum Copying {
     ZeroCopy,
 }
 
+impl Copying {
+    fn flag(self) -> SocketAddrXdpFlags {
+        match self {
+            Copying::Copy => SocketAddrXdpFlags::XDP_COPY,
+            Copying::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
+        }
+    }
+}
+
 /// A socket whose rings are not there yet.
 pub struct Opening {
     fd: OwnedFd,
-    /// The memory that was registered: where it is mapped.
-    registered: Option<(u64, u64)>,
+    /// The memory that it is over, once it is known.
+    memory: Option<u64>,
 }
 
 impl Opening {
@@ -69,10 +82,7 @@ impl Opening {
     pub fn new() -> Result<Opening, Errno> {
         let (family, kind) = (AddressFamily::XDP, SocketType::RAW);
         let fd = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-        Ok(Opening {
-            fd,
-            registered: None,
-        })
+        Ok(Opening { fd, memory: None })
     }
 
     /// Registers the frames' memory, which the kernel pins. Packets that arrive leave `headroom` bytes free, besides the kernel's own 256.
@@ -90,22 +100,25 @@ impl Opening {
             tx_metadata_len: 0,
         };
         sockopt::set_xdp_umem_reg(&self.fd, registration)?;
-        self.registered = Some((addr, len));
+        self.memory = Some(umem.identity());
         Ok(())
+    }
+
+    /// Instead: says that it is over memory that another socket has registered. It is to be bound by [`Xsk::bind_shared`].
+    pub fn share(&mut self, umem: &Umem) {
+        self.memory = Some(umem.identity());
     }
 
     /// Has the kernel make the rings, and maps them.
     ///
-    /// [`Errno::INVAL`] if `umem` is not the memory that was registered, or a size is no power of two.
-    pub fn map(self, umem: Umem, sizes: RingSizes) -> Result<Xsk, Errno> {
-        if self.registered != Some(umem.area()) {
-            return Err(Errno::INVAL);
-        }
+    /// [`Errno::INVAL`] if it is over no memory yet, or a size is no power of two.
+    pub fn map(self, sizes: RingSizes) -> Result<Xsk, Errno> {
+        let memory = self.memory.ok_or(Errno::INVAL)?;
         sockopt::set_xdp_umem_fill_ring_size(&self.fd, sizes.fill)?;
         sockopt::set_xdp_umem_completion_ring_size(&self.fd, sizes.completion)?;
         sockopt::set_xdp_rx_ring_size(&self.fd, sizes.receive)?;
         sockopt::set_xdp_tx_ring_size(&self.fd, sizes.transmit)?;
-        Xsk::over(self.fd, umem, sizes)
+        Xsk::over(self.fd, memory, sizes)
     }
 }
 
@@ -122,7 +135,14 @@ pub struct Received {
     pub options: u32,
 }
 
-/// A socket with its four rings and the memory of its frames.
+impl Received {
+    /// The packet goes on in the next frame.
+    pub fn goes_on(&self) -> bool {
+        self.options & XDP_PKT_CONTD != 0
+    }
+}
+
+/// A socket with its four rings.
 ///
 /// A socket that is closed while its rings are mapped keeps its queue: the fields are dropped in this order.
 pub struct Xsk {
@@ -131,11 +151,12 @@ pub struct Xsk {
     receive: Consumer<Descriptor>,
     completion: Consumer<u64>,
     fd: OwnedFd,
-    umem: Umem,
+    /// Which memory its frames are of.
+    memory: u64,
 }
 
 impl Xsk {
-    fn over(fd: OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Xsk, Errno> {
+    fn over(fd: OwnedFd, memory: u64, sizes: RingSizes) -> Result<Xsk, Errno> {
         let offsets = sockopt::xdp_mmap_offsets(&fd)?;
         let [fill, completion] = [(sizes.fill, offsets.fr), (sizes.completion, offsets.cr)];
         let [receive, transmit] = [(sizes.receive, offsets.rx), (sizes.transmit, offsets.tx)];
@@ -154,20 +175,20 @@ impl Xsk {
             receive: receive.ok_or(Errno::INVAL)?,
             completion: completion.ok_or(Errno::INVAL)?,
             fd,
-            umem,
+            memory,
         })
     }
 
     /// Takes a socket that another process has opened over this memory.
     ///
     /// Not for everybody: that it is over this memory cannot be seen from it.
-    pub(crate) fn adopt(fd: OwnedFd, umem: Umem, sizes: RingSizes) -> Result<Xsk, Errno> {
-        Xsk::over(fd, umem, sizes)
+    pub(crate) fn adopt(fd: OwnedFd, umem: &Umem, sizes: RingSizes) -> Result<Xsk, Errno> {
+        Xsk::over(fd, umem.identity(), sizes)
     }
 
-    /// Unmaps rings and memory. What is left are the socket and the memfd, to be handed over.
-    pub fn into_fds(self) -> (OwnedFd, OwnedFd) {
-        (self.fd, self.umem.into_fd())
+    /// Unmaps the rings. What is left is the socket, to be handed over.
+    pub fn into_fd(self) -> OwnedFd {
+        self.fd
     }
 
     /// Binds it to a queue of an interface. Frames must have been provided before.
@@ -175,47 +196,59 @@ impl Xsk {
     /// [`Errno::BUSY`]: another socket has the queue; [`Errno::INVAL`]: there is no such queue; [`Errno::OPNOTSUPP`]: the driver has
     /// no zero-copy; [`Errno::NETDOWN`]: the interface is down; [`Errno::NODEV`]: there is none.
     pub fn bind(&self, interface: u32, queue: u32, copying: Copying) -> Result<(), Errno> {
-        let how = match copying {
-            Copying::Copy => SocketAddrXdpFlags::XDP_COPY,
-            Copying::ZeroCopy => SocketAddrXdpFlags::XDP_ZEROCOPY,
-        };
-        let flags = how | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let flags = copying.flag() | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
         rustix::net::bind(&self.fd, &SocketAddrXdp::new(flags, interface, queue))
     }
 
-    /// The bytes of a frame of ours.
-    ///
-    /// # Panics
-    ///
-    /// If the frame is of another socket.
-    #[inline]
-    pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
-        self.umem.bytes(frame)
+    /// As [`bind`](Self::bind), and a packet that is longer than a frame arrives in several, if the interface's program knows of such packets
+    /// ([`bpf::load_program_for_parts`](crate::bpf::load_program_for_parts)); else it is dropped. [`Errno::INVAL`] before Linux 6.6.
+    pub fn bind_for_parts(
+        &self,
+        interface: u32,
+        queue: u32,
+        copying: Copying,
+    ) -> Result<(), Errno> {
+        let flags = copying.flag() | SocketAddrXdpFlags::XDP_USE_NEED_WAKEUP;
+        let flags = flags | SocketAddrXdpFlags::XDP_USE_SG;
+        rustix::net::bind(&self.fd, &SocketAddrXdp::new(flags, interface, queue))
     }
 
-    /// The bytes of a frame of ours, to write to.
+    /// Binds it to a queue of an interface, with what `owner` is bound with, which has registered their memory. Each has its own rings, so it is
+    /// another queue, or another interface.
     ///
-    /// # Panics
-    ///
-    /// If the frame is of another socket.
-    #[inline]
-    pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
-        self.umem.bytes_mut(frame)
+    /// As [`bind`](Self::bind), and [`Errno::INVAL`] if the memories are not the same or the queue is the owner's, [`Errno::BADF`] if that is
+    /// not bound.
+    pub fn bind_shared(&self, interface: u32, queue: u32, owner: &Xsk) -> Result<(), Errno> {
+        if self.memory != owner.memory {
+            return Err(Errno::INVAL);
+        }
+        // No other flag may stand beside this one: the owner's are in force.
+        let flags = SocketAddrXdpFlags::XDP_SHARED_UMEM;
+        let place = SocketAddrXdpWithSharedUmem {
+            addr: SocketAddrXdp::new(flags, interface, queue),
+            shared_umem_fd: owner.as_fd(),
+        };
+        rustix::net::bind(&self.fd, &place)
     }
 
-    /// The frames' memory.
-    pub fn umem(&self) -> &Umem {
-        &self.umem
+    #[inline]
+    fn is_over(&self, umem: &Umem) {
+        assert_eq!(self.memory, umem.identity(), "a socket over another memory");
     }
 
     /// Puts frames into FILL as long as there is room, from the end of `frames` on; how many that were. Not seen by the kernel before
     /// [`publish_provided`](Self::publish_provided).
+    ///
+    /// # Panics
+    ///
+    /// If the socket, or a frame, is of another memory; so do the other verbs.
     #[inline]
-    pub fn provide(&mut self, frames: &mut Vec<Frame>) -> Result<u32, RingFault> {
+    pub fn provide(&mut self, umem: &mut Umem, frames: &mut Vec<Frame>) -> Result<u32, RingFault> {
+        self.is_over(umem);
         let wanted = u32::try_from(frames.len()).unwrap_or(u32::MAX);
         let room = self.fill.room(wanted)?.min(wanted);
         for frame in frames.drain(frames.len() - room as usize..) {
-            self.fill.write(self.umem.give_to_fill(frame));
+            self.fill.write(umem.give_to_fill(frame));
         }
         Ok(room)
     }
@@ -228,7 +261,8 @@ impl Xsk {
 
     /// The next packet that has arrived.
     #[inline]
-    pub fn receive(&mut self) -> Result<Option<Received>, RingFault> {
+    pub fn receive(&mut self, umem: &mut Umem) -> Result<Option<Received>, RingFault> {
+        self.is_over(umem);
         let Some(Descriptor {
             address,
             len,
@@ -237,7 +271,7 @@ impl Xsk {
         else {
             return Ok(None);
         };
-        let (frame, at) = self.umem.take_received(address, len)?;
+        let (frame, at) = umem.take_received(address, len)?;
         Ok(Some(Received {
             frame,
             at,
@@ -263,16 +297,33 @@ impl Xsk {
     ///
     /// # Panics
     ///
-    /// If there is no [`transmit_room`](Self::transmit_room), the bytes are not all in the frame, or it is of another socket.
+    /// If there is no [`transmit_room`](Self::transmit_room), the bytes are not all in the frame, or it is of another memory.
     #[inline]
-    pub fn queue(&mut self, frame: Frame, at: usize, len: usize) {
-        let most = self.umem.frame_bytes() as usize;
+    pub fn queue(&mut self, umem: &mut Umem, frame: Frame, at: usize, len: usize) {
+        self.put(umem, (frame, at, len), 0);
+    }
+
+    /// Puts a part of a packet into TX, as [`queue`](Self::queue) does: the packet goes on in the next frame that is queued. The kernel takes
+    /// 18 frames a packet at most, and drops a packet that has more, as a whole.
+    ///
+    /// # Panics
+    ///
+    /// As [`queue`](Self::queue).
+    #[inline]
+    pub fn queue_part(&mut self, umem: &mut Umem, frame: Frame, at: usize, len: usize) {
+        self.put(umem, (frame, at, len), XDP_PKT_CONTD);
+    }
+
+    #[inline]
+    fn put(&mut self, umem: &mut Umem, (frame, at, len): (Frame, usize, usize), options: u32) {
+        self.is_over(umem);
+        let most = umem.frame_bytes() as usize;
         assert!(at <= most && len <= most - at, "beside the frame");
-        let address = self.umem.give_to_transmit(frame) + at as u64;
+        let address = umem.give_to_transmit(frame) + at as u64;
         self.transmit.write(Descriptor {
             address,
             len: len as u32,
-            options: 0,
+            options,
         });
     }
 
@@ -289,13 +340,14 @@ impl Xsk {
 
     /// Takes back frames whose packets have left, as many as there are, to the end of `frames`; how many that were.
     #[inline]
-    pub fn reclaim(&mut self, frames: &mut Vec<Frame>) -> Result<u32, RingFault> {
+    pub fn reclaim(&mut self, umem: &mut Umem, frames: &mut Vec<Frame>) -> Result<u32, RingFault> {
+        self.is_over(umem);
         let mut count = 0;
         // A constant bound: what the ring can hold.
         while count < self.completion.size()
             && let Some(address) = self.completion.read()?
         {
-            frames.push(self.umem.take_sent(address)?);
+            frames.push(umem.take_sent(address)?);
             count += 1;
         }
         self.completion.release();

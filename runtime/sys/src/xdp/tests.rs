@@ -34,14 +34,14 @@ fn alone(job: impl FnOnce(u32) + Send) {
     done.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
 }
 
-fn socket() -> Xsk {
-    let (umem, mut frames) = Umem::create(16, 2048).unwrap();
+fn socket() -> (Xsk, Umem) {
+    let (mut umem, mut frames) = Umem::create(16, 2048).unwrap();
     let mut opening = Opening::new().unwrap();
     opening.register(&umem, 0).unwrap();
-    let mut socket = opening.map(umem, SIZES).unwrap();
-    socket.provide(&mut frames).unwrap();
+    let mut socket = opening.map(SIZES).unwrap();
+    socket.provide(&mut umem, &mut frames).unwrap();
     socket.publish_provided();
-    socket
+    (socket, umem)
 }
 
 /// Binds a socket as soon as the kernel has cleaned up behind the one before.
@@ -58,7 +58,7 @@ fn bound_in_time(socket: &Xsk, interface: u32, bound: Duration) -> Result<(), Er
 #[test]
 fn a_socket_that_is_closed_keeps_its_queue_until_its_rings_are_unmapped() {
     alone(|lo| {
-        let first = socket();
+        let (first, umem) = socket();
         first.bind(lo, 0, Copying::Copy).unwrap();
         let Xsk {
             fill,
@@ -66,10 +66,10 @@ fn a_socket_that_is_closed_keeps_its_queue_until_its_rings_are_unmapped() {
             receive,
             completion,
             fd,
-            umem,
+            memory: _,
         } = first;
         drop(fd);
-        let second = socket();
+        let (second, _umem) = socket();
         let rings_mapped = bound_in_time(&second, lo, Duration::from_millis(300));
         assert_eq!(rings_mapped, Err(Errno::BUSY));
         drop((fill, transmit, receive, completion));
@@ -82,21 +82,40 @@ fn a_socket_that_is_closed_keeps_its_queue_until_its_rings_are_unmapped() {
 fn memory_and_rings_belong_together() {
     alone(|_| {
         let (umem, _) = Umem::create(16, 2048).unwrap();
-        let (other, _) = Umem::create(16, 2048).unwrap();
+        let (mut other, mut frames) = Umem::create(16, 2048).unwrap();
         let mut opening = Opening::new().unwrap();
         opening.register(&umem, 0).unwrap();
         // Once is all.
         assert_eq!(opening.register(&other, 0), Err(Errno::BUSY));
-        assert_eq!(opening.map(other, SIZES).err(), Some(Errno::INVAL));
+        let mut socket = opening.map(SIZES).unwrap();
+        let beside = std::panic::AssertUnwindSafe(|| socket.provide(&mut other, &mut frames));
+        assert!(std::panic::catch_unwind(beside).is_err());
         let nothing = Opening::new().unwrap();
-        assert_eq!(nothing.map(umem, SIZES).err(), Some(Errno::INVAL));
+        assert_eq!(nothing.map(SIZES).err(), Some(Errno::INVAL));
+    });
+}
+
+/// A socket that shares the memory of another one has rings of its own, so another queue; and the other one is bound first.
+#[test]
+fn what_the_kernel_refuses_to_share_is_said() {
+    alone(|lo| {
+        let (first, umem) = socket();
+        let mut opening = Opening::new().unwrap();
+        opening.share(&umem);
+        let second = opening.map(SIZES).unwrap();
+        assert_eq!(second.bind_shared(lo, 0, &first), Err(Errno::BADF));
+        first.bind(lo, 0, Copying::Copy).unwrap();
+        assert_eq!(second.bind_shared(lo, 0, &first), Err(Errno::INVAL));
+        assert_eq!(second.bind_shared(lo, 1, &first), Err(Errno::INVAL));
+        let (other, _umem) = socket();
+        assert_eq!(other.bind_shared(lo, 0, &first), Err(Errno::INVAL));
     });
 }
 
 #[test]
 fn what_the_kernel_refuses_to_bind_is_said() {
     alone(|lo| {
-        let socket = socket();
+        let (socket, _umem) = socket();
         assert_eq!(socket.bind(lo, 1, Copying::Copy), Err(Errno::INVAL));
         assert_eq!(
             socket.bind(0x7fff_0000, 0, Copying::Copy),

@@ -1,4 +1,4 @@
-//! The frames' memory of an AF_XDP socket, and who holds each frame.
+//! The memory of frames that AF_XDP sockets use, and who holds each frame.
 //!
 //! ```text
 //!             +-------- Frame: a token of ours, exactly one a frame --------+
@@ -129,6 +129,12 @@ impl Umem {
     /// Bytes of a frame.
     pub fn frame_bytes(&self) -> u32 {
         self.frame_bytes
+    }
+
+    /// What its tokens, and the sockets over it, know it by.
+    #[inline]
+    pub(super) fn identity(&self) -> u64 {
+        self.identity
     }
 
     /// Address and size in bytes, for the kernel.
