@@ -29,7 +29,7 @@ const FIND: Duration = Duration::from_millis(20);
 /// The port of the discard protocol (RFC 863).
 const DISCARD: u16 = 9;
 /// Calls of one kick at most, more than those that the kernel's budget makes necessary.
-const MORE_CALLS: u32 = 8;
+pub(crate) const MORE_CALLS: u32 = 8;
 /// Looks that find nothing, after which the socket is asked whether it still has its interface.
 const IDLE: u32 = 1 << 16;
 
