@@ -227,6 +227,7 @@ impl<S, D> Endpoint<S, D> {
             self.all_armed.set(true);
             return Ok(!self.mailbox.rang());
         }
+        self.lines.iter().for_each(|line| line.note_wait());
         wake::barrier().map_err(|errno| ArmError {
             call: "order memory with other processes (membarrier)",
             errno,
@@ -254,6 +255,7 @@ impl<S, D> Endpoint<S, D> {
         for _ in 0..=self.live {
             // Only a broken epoll descriptor fails; then a poll finds what there is.
             let found = watcher.wait(Some(bound)).unwrap_or_default();
+            self.lines.iter().for_each(|line| line.note_wait());
             for ready in &found {
                 match ready.token {
                     BELL => self.mailbox.silence(),

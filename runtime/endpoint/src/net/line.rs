@@ -22,8 +22,8 @@ const SOME: usize = 16;
 const BACKLOG: u32 = 256;
 /// Times that a device whose send ring is full is asked to make room before the rest waits for the next turn.
 const TRIES: usize = 3;
-/// Looks in vain after which a device that shares its endpoint with processes is looked at only every so many turns: a look at a socket
-/// is a system call, which takes longer than a round trip to a process.
+/// Looks in vain after which a device that shares its endpoint with processes, or with a sender, is looked at only every so many turns: a
+/// look at a socket is a system call, which takes longer than a round trip to a process, and half as long as a call that sends.
 const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
 /// What a spin takes on the build machine, about: the processor's `pause`.
@@ -43,6 +43,8 @@ pub(crate) struct Line {
     /// How long the last ones took of which it was measured.
     look: Cell<Duration>,
     watched: Cell<bool>,
+    /// System calls in which its endpoint has waited.
+    waits: Cell<u64>,
 }
 
 pub(super) struct Inner {
@@ -86,6 +88,7 @@ impl Line {
             idle: Cell::new(0),
             look: Cell::new(Duration::ZERO),
             watched: Cell::new(false),
+            waits: Cell::new(0),
         })
     }
 
@@ -97,12 +100,13 @@ impl Line {
         self.inner.borrow_mut()
     }
 
-    /// A poll begins: takes in what has come; how many packets, or news of earlier ones. `shared` if the endpoint has other work, too.
-    pub(crate) fn begin_turn(&self, shared: bool) -> usize {
+    /// A poll begins: takes in what has come; how many packets, or news of earlier ones. `busy` if the endpoint has
+    /// other work, too, or only wants to send.
+    pub(crate) fn begin_turn(&self, busy: bool) -> usize {
         self.in_turn.set(true);
         let idle = self.idle.get();
         let mut inner = self.inner();
-        if shared && idle > PATIENCE && !idle.is_multiple_of(SELDOM) {
+        if busy && idle > PATIENCE && !idle.is_multiple_of(SELDOM) {
             self.idle.set(idle.wrapping_add(1));
             return inner.news.len();
         }
@@ -156,10 +160,16 @@ impl Line {
         !self.inner().flush()
     }
 
+    /// Its endpoint waits, or prepares to, by a system call.
+    pub(crate) fn note_wait(&self) {
+        self.waits.set(self.waits.get() + 1);
+    }
+
     /// Whether something has come, or an earlier look has found something that its endpoint has not been told of. Makes a system call.
     pub(crate) fn has_news(&self) -> bool {
         let ready = {
             let inner = self.inner.borrow();
+            self.note_wait();
             !inner.news.is_empty() || wait_readable(inner.device.as_fd(), Duration::ZERO)
         };
         if ready {
@@ -272,6 +282,7 @@ impl Line {
             counts.extend(far.arrived().iter().map(labelled));
         }
         counts.push(("wrong_address", inner.wrong_address));
+        counts.push(("wait_calls", self.waits.get()));
         let strangers = inner.strangers.iter().filter(|(_, count)| *count > 0);
         status.facts.extend(strangers.map(|stranger| {
             let (label, count) = labelled(stranger);

@@ -23,7 +23,7 @@ impl<S, D> Endpoint<S, D> {
         loop {
             let mut came = 0;
             for line in &self.lines {
-                came += line.begin_turn(self.processes > 0);
+                came += line.begin_turn(self.processes > 0 || budget == 0);
             }
             if came > 0 {
                 self.take_news();
