@@ -9,7 +9,7 @@ use crate::net::{self, Line, News};
 use crate::policy::Terms;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
-use crate::wait::SpinBudget;
+use crate::wait::{Gather, SpinBudget};
 use crate::workers::Jobs;
 use crate::{Address, Builder, Devices, Event, Handlers, OpenError, Openings, Stopper, Wait};
 use std::cell::Cell;
@@ -76,6 +76,7 @@ pub struct Endpoint<S, D> {
     pub(crate) news: Vec<News>,
     pub(crate) wait: Wait,
     pub(crate) spin_budget: SpinBudget,
+    pub(crate) gather: Gather,
     pub(crate) neighbours: Neighbours,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,

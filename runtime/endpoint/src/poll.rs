@@ -25,6 +25,8 @@ impl<S, D> Endpoint<S, D> {
     /// whole). Of more than 8 channels it looks at those over which something came lately, and at 4 of the others in turn: what
     /// a poll costs follows the channels that are used.
     ///
+    /// With a budget of 0 it sends what waits, and where nothing has come lately it looks at devices only at every 16th call.
+    ///
     /// Never blocks. Makes no system call and allocates nothing, but when a channel begins or ends (I5).
     #[inline(always)]
     pub fn poll(&mut self, budget: usize) -> usize {
@@ -66,9 +68,10 @@ impl<S, D> Endpoint<S, D> {
     /// soon as a channel began or ended.
     #[inline]
     pub fn poll_for(&mut self, budget: usize, within: Duration) -> usize {
-        let mut waiting = Waiting::new(within);
+        let mut waiting = Waiting::for_anything(within);
         loop {
             let handled = self.poll_spinning(budget, self.spins());
+            self.gather.note(handled);
             if handled > 0 || !self.events.is_empty() || self.stopping {
                 self.waited(&waiting);
                 return handled;
@@ -86,7 +89,7 @@ impl<S, D> Endpoint<S, D> {
         if self.live == 0 && !self.is_listening() && self.unique == 0 {
             return Err(RunError::NothingToDo);
         }
-        let mut waiting = Waiting::new(Duration::MAX);
+        let mut waiting = Waiting::for_anything(Duration::MAX);
         loop {
             let handled = self.poll_spinning(BUDGET, self.spins());
             if self.stopping {
@@ -95,7 +98,8 @@ impl<S, D> Endpoint<S, D> {
             }
             if handled > 0 {
                 self.waited(&waiting);
-                waiting = Waiting::new(Duration::MAX);
+                self.gather.note(handled);
+                waiting = Waiting::for_anything(Duration::MAX);
                 continue;
             }
             if self.live == 0 && !self.is_listening() && !self.mailbox.rang() {

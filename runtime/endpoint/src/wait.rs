@@ -24,6 +24,34 @@ pub enum Wait {
     Park,
 }
 
+/// Lets messages over devices gather between two looks. At 50,000 messages a second being woken for each of them took 8 of the 11 us of CPU
+/// time that a message cost, half of it on the sender's side, whose kernel wakes who waits.
+#[derive(Debug, Default)]
+pub(crate) struct Gather {
+    /// For so long; not at all if that is nothing.
+    pub(crate) pause: Duration,
+    /// Something was handled since the last pause.
+    came: bool,
+}
+
+impl Gather {
+    pub(crate) fn new(pause: Duration) -> Gather {
+        let pause = pause.min(BOUND);
+        Gather { pause, came: false }
+    }
+
+    #[inline(always)]
+    pub(crate) fn note(&mut self, handled: usize) {
+        self.came |= handled > 0;
+    }
+
+    /// The pause that is due, if one is.
+    fn take(&mut self) -> Option<Duration> {
+        let due = std::mem::take(&mut self.came) && !self.pause.is_zero();
+        due.then_some(self.pause)
+    }
+}
+
 /// No sleep is longer, whatever happens.
 const BOUND: Duration = Duration::from_millis(10);
 /// Up to so many channels a sleep watches a word of each, of more their connections: a word has to be armed and looked at
@@ -47,15 +75,26 @@ pub(crate) struct Waiting {
     pub(crate) since: Option<Instant>,
     looks: u32,
     slept: bool,
+    /// For whatever comes, so that it may gather.
+    gathers: bool,
 }
 
 impl Waiting {
+    /// As [`new`](Self::new), for whatever comes: an answer that somebody waits for must not.
+    pub(crate) fn for_anything(within: Duration) -> Waiting {
+        Waiting {
+            gathers: true,
+            ..Waiting::new(within)
+        }
+    }
+
     pub(crate) fn new(within: Duration) -> Waiting {
         Waiting {
             within,
             since: None,
             looks: 0,
             slept: false,
+            gathers: false,
         }
     }
 }
@@ -140,7 +179,11 @@ impl<S, D> Endpoint<S, D> {
         match self.shall_sleep(waiting.looks) {
             true => {
                 waiting.slept = true;
-                self.park(waiting.within - gone, room);
+                let bound = waiting.within - gone;
+                match self.gather.take().filter(|_| waiting.gathers) {
+                    Some(pause) => self.pause(pause.min(bound)),
+                    None => self.park(bound, room),
+                }
             }
             false => std::hint::spin_loop(),
         }
@@ -181,6 +224,19 @@ impl<S, D> Endpoint<S, D> {
             Wait::Spin => false,
             Wait::Park => true,
             Wait::Adaptive => self.neighbours.near() || self.spin_budget.spent(looks),
+        }
+    }
+
+    /// Sleeps for so long, or until the control thread wakes this thread: no device does. Who has channels to processes does not, because they
+    /// have other ways to let messages gather.
+    #[cold]
+    fn pause(&mut self, pause: Duration) {
+        let all_sent = self.lines.iter().all(|line| line.flush());
+        if self.lines.is_empty() || self.processes > 0 || !all_sent || !self.arrived.is_empty() {
+            return;
+        }
+        if !self.mailbox.rang() {
+            wake::wait_any(&[self.mailbox.watched()], pause);
         }
     }
 
