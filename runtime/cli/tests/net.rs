@@ -19,8 +19,9 @@ fn report(output: &Output) -> Value {
 }
 
 fn rows(report: &Value) -> Vec<&Value> {
-    let of = |table: &str| report[table].as_array().unwrap().iter();
-    of("pingpong").chain(of("rate")).collect()
+    // A table that was not asked for is not there.
+    let of = |table: &str| report[table].as_array().into_iter().flatten();
+    of("pingpong").chain(of("rate")).chain(of("load")).collect()
 }
 
 /// Each takes both CPUs.
@@ -42,24 +43,98 @@ fn root_gets_figures_of_every_path() {
     let output = tightbeam("bench net --seconds 4 --json").output().unwrap();
     let report = report(&output);
     assert_eq!(report["schema"], 1);
+    // Rows of round trips, which spin or sleep; of rates, by the faster; of loads.
     let paths = [
-        "tightbeam-udp",
-        "xdp-generic",
-        "xdp-native",
-        "udp-veth",
-        "udp-veth-io_uring",
+        ("tightbeam-udp", [2, 1, 2]),
+        ("tightbeam-udp-gather", [0, 0, 1]),
+        ("xdp-generic", [2, 1, 2]),
+        ("xdp-generic-gather", [0, 0, 1]),
+        ("xdp-floor-generic", [1, 1, 0]),
+        ("xdp-device-generic", [1, 1, 0]),
+        ("xdp-native", [2, 1, 2]),
+        ("xdp-native-gather", [0, 0, 1]),
+        ("xdp-floor-native", [1, 1, 0]),
+        ("xdp-device-native", [1, 1, 0]),
+        ("udp-veth", [2, 1, 2]),
+        ("udp-veth-io_uring", [2, 1, 0]),
     ];
-    for path in paths {
+    for (path, expected) in paths {
         let of = |table: &str| {
             let rows = report[table].as_array().unwrap().iter();
             rows.filter(|row| row["path"] == path).count()
         };
-        assert_eq!((of("pingpong"), of("rate")), (2, 1), "{path}");
+        assert_eq!(["pingpong", "rate", "load"].map(of), expected, "{path}");
     }
     for row in rows(&report) {
         let figure = row["rtt_ns"]["p50"].as_f64();
         let figure = figure.or(row["messages_per_s"].as_f64());
+        let figure = figure.or(row["cpu_ns"]["median"].as_f64());
         assert!(figure.is_some_and(|figure| figure > 0.0), "{row}");
+    }
+}
+
+fn is_spread(value: &Value) -> bool {
+    ["p10", "median", "p90"]
+        .iter()
+        .all(|key| value[key].as_f64().is_some_and(|number| number > 0.0))
+}
+
+#[test]
+fn paths_over_af_xdp_stand_beside_the_bare_loop() {
+    if !is_root() {
+        return eprintln!("skipped: not root");
+    }
+    let _alone = alone();
+    let words = "bench net --seconds 2 --jobs pingpong,rate --json --paths udp-veth,";
+    let paths = "xdp-generic,xdp-floor-generic,xdp-native,xdp-floor-native";
+    let report = report(&tightbeam(&format!("{words}{paths}")).output().unwrap());
+    assert!(report["load"].is_null(), "{report}");
+    for row in rows(&report) {
+        let path = row["path"].as_str().unwrap();
+        let ratio = &row["ratio_to_xdp_floor"];
+        // A bare loop that sleeps there is not.
+        let has_floor = path != "udp-veth" && (row["wait"] == "spin" || row["sent"].is_u64());
+        assert_eq!(is_spread(ratio), has_floor, "{row}");
+        if path.starts_with("xdp-floor") {
+            assert_eq!(ratio["median"], 1.0, "{row}");
+        }
+    }
+}
+
+#[test]
+fn a_load_has_the_cost_of_each_side_and_a_rate_the_calls() {
+    if !is_root() {
+        return eprintln!("skipped: not root");
+    }
+    let _alone = alone();
+    let words = "bench net --seconds 2 --jobs rate,load --json --paths udp-veth,tightbeam-udp,";
+    let report = report(&tightbeam(&format!("{words}xdp-generic")).output().unwrap());
+    let loads = report["load"].as_array().unwrap();
+    assert_eq!(loads.len(), 6, "{report}");
+    for row in loads {
+        let spreads = ["sender_ns", "receiver_ns", "cpu_ns", "ratio_to_udp"];
+        assert!(spreads.iter().all(|key| is_spread(&row[key])), "{row}");
+        assert_eq!(
+            (&row["size"], &row["offered_per_s"]),
+            (&64.into(), &50_000.0.into())
+        );
+        let (sent, arrived) = (row["sent"].as_u64(), row["arrived"].as_f64());
+        assert!(
+            sent > Some(0) && arrived > Some(0.0) && arrived <= Some(1.0),
+            "{row}"
+        );
+    }
+    for row in report["rate"].as_array().unwrap() {
+        let calls = &row["calls_per_message"];
+        let count = |side: &str| calls[side].as_f64();
+        match row["path"] == "udp-veth" {
+            true => assert!(calls.is_null(), "{row}"),
+            // Those that open a channel are among them.
+            false => assert!(
+                count("sender") > Some(0.0) && count("receiver") > Some(0.0),
+                "{row}"
+            ),
+        }
     }
 }
 

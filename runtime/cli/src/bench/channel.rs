@@ -2,6 +2,7 @@
 //!
 //! A `SOCK_SEQPACKET` pair whose far end is the second process's standard input. Never used while a batch runs.
 
+use super::paths::Calls;
 use super::spec::Spec;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
@@ -42,6 +43,8 @@ pub(crate) enum Order {
 pub(crate) enum Answer {
     /// It is done.
     Ready,
+    /// The cells are closed; what those that count have counted of their system calls.
+    Over { calls: Vec<(u8, Calls)> },
     /// It cannot be done, for this reason.
     Refused(String),
     /// A cell broke while it ran; the second process ends after saying so.

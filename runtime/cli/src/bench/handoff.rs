@@ -19,7 +19,7 @@ use super::fault::BenchError;
 use super::machine::Machine;
 use super::plan::parse_seconds;
 use super::report::{SCHEMA, round};
-use super::second::{self, PATIENCE, address, other};
+use super::second::{self, PATIENCE, address, busy, other};
 use super::stats::{Spread, median};
 use super::{print, table};
 use crate::cleanup::{self, PrivateDir};
@@ -269,10 +269,10 @@ impl Bench {
         self.tell(order)?;
         self.warm(order)?;
         let of_stages = self.tell(order)?;
-        let (own, start) = (stage::busy(), self.clock.now());
+        let (own, start) = (busy(), self.clock.now());
         self.send(order, count)?;
         let elapsed = self.clock.ns(self.clock.now().wrapping_sub(start));
-        let own = stage::busy() - own;
+        let own = busy() - own;
         let of_stages = self.tell(order)? - of_stages;
         let steps = (count * order.stages as u64) as f64;
         Ok(Batch {

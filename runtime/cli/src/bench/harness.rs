@@ -4,12 +4,15 @@
 use super::fault::{BenchError, Broken};
 use super::latency::{self, Latency, OpenCell};
 use super::link::{MAX_CELLS, Step};
-use super::paths::{self, Class, Exchange, Lane, Pour};
+use super::load::{self, Load};
+use super::paths::{self, Calls, Class, Exchange, Lane, Pace, Pour};
 use super::plan::Group;
 use super::process::{Interrupted, SecondProcess};
 use super::rate::{self, Rate};
-use super::report::{LatencyRow, RateRow, Row, SkippedRow, Standing, round};
-use super::spec::{Job, Spec};
+use super::report::{
+    CallsPerMessage, LatencyRow, LoadRow, RateRow, Row, SkippedRow, Standing, round,
+};
+use super::spec::{Job, Pause, Spec, Wait};
 use super::stats::{Spread, median};
 use std::io;
 use std::time::Duration;
@@ -20,12 +23,14 @@ pub(crate) enum Rows {
     PingPong(Vec<Row<LatencyRow>>),
     Call(Vec<Row<LatencyRow>>),
     Rate(Vec<Row<RateRow>>),
+    Load(Vec<Row<LoadRow>>),
 }
 
 /// What was measured of a group's cells; `None` where a cell was skipped or, for rates, was the slower way of waiting.
 enum Found {
     Latencies(Vec<Option<Latency>>),
-    Rates(Vec<Option<Rate>>),
+    Rates(Vec<Option<Rate>>, Vec<Option<CallsPerMessage>>),
+    Loads(Vec<Option<Load>>),
 }
 
 /// Both processes on their CPUs.
@@ -86,7 +91,10 @@ impl Harness {
                     Rows::PingPong(rows)
                 }
             }
-            Found::Rates(rates) => Rows::Rate(rate_rows(&group.cells, rates, skipped)),
+            Found::Rates(rates, calls) => {
+                Rows::Rate(rate_rows(&group.cells, rates, &calls, skipped))
+            }
+            Found::Loads(loads) => Rows::Load(load_rows(&group.cells, loads, skipped)),
         })
     }
 
@@ -101,7 +109,8 @@ impl Harness {
             Some(second) => second,
             None => SecondProcess::start(self.cpus[1], self.cpus[0] == self.cpus[1])?,
         };
-        let (mut exchanges, mut pours, mut releases) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut exchanges, mut pours, mut paces) = (Vec::new(), Vec::new(), Vec::new());
+        let mut releases = Vec::new();
         for (index, spec) in group.cells.iter().enumerate() {
             if skipped[index].is_some() {
                 continue;
@@ -113,6 +122,7 @@ impl Harness {
                     match lane {
                         Lane::Exchange(lane) => exchanges.push(OpenCell { number, lane }),
                         Lane::Pour(lane) => pours.push(OpenCell { number, lane }),
+                        Lane::Pace(lane) => paces.push(OpenCell { number, lane }),
                     }
                 }
                 Err(broken) if is_gone(&broken) => {
@@ -124,14 +134,18 @@ impl Harness {
         second.run(releases)?;
         let measured = match group.job {
             Job::Rate => self.rates(&mut second, group, &mut pours, tick),
+            Job::Load => self.loads(&mut second, group, &mut paces, tick),
             Job::PingPong | Job::Call => self.latencies(&mut second, group, &mut exchanges, tick),
         };
-        let found = match measured {
+        let mut found = match measured {
             Ok(found) => found,
             Err((number, broken)) => return broke(second, number, broken, group, skipped),
         };
         second.link.command(Step::Quit, 0);
-        second.end()?;
+        let theirs = second.end()?;
+        if let Found::Rates(_, calls) = &mut found {
+            note_calls(calls, &pours, &theirs);
+        }
         self.second = Some(second);
         Ok(Some(found))
     }
@@ -164,7 +178,43 @@ impl Harness {
             let number = open[rate.index].number;
             all[usize::from(number)] = Some(rate);
         }
-        Ok(Found::Rates(all))
+        let calls = vec![None; all.len()];
+        Ok(Found::Rates(all, calls))
+    }
+
+    fn loads(
+        &self,
+        second: &mut SecondProcess,
+        group: &Group,
+        open: &mut [OpenCell<Box<dyn Pace>>],
+        tick: &mut dyn FnMut(Duration),
+    ) -> Result<Found, (u8, Broken)> {
+        let mut all: Vec<Option<Load>> = group.cells.iter().map(|_| None).collect();
+        let pause = Pause::new(self.cpus[0] == self.cpus[1]);
+        let measured = load::measure(second, &self.clock, pause, open, group.budget, tick)?;
+        for (cell, load) in open.iter().zip(measured) {
+            all[usize::from(cell.number)] = Some(load);
+        }
+        Ok(Found::Loads(all))
+    }
+}
+
+/// What both ends say of their system calls, where both do.
+fn note_calls(
+    all: &mut [Option<CallsPerMessage>],
+    open: &[OpenCell<Box<dyn Pour>>],
+    theirs: &[(u8, Calls)],
+) {
+    let a_message = |calls: Calls| calls.calls as f64 / calls.messages.max(1) as f64;
+    for (number, receiver) in theirs {
+        let sender = open.iter().find(|cell| cell.number == *number);
+        let sender = sender.and_then(|cell| cell.lane.calls());
+        if let (Some(sender), Some(slot)) = (sender, all.get_mut(usize::from(*number))) {
+            *slot = Some(CallsPerMessage {
+                sender: a_message(sender),
+                receiver: a_message(*receiver),
+            });
+        }
     }
 }
 
@@ -237,7 +287,22 @@ fn best<'a, T>(
         .max_by(|a, b| merit(a.1).total_cmp(&merit(b.1)))
 }
 
+/// Of the bare loop over the same kind of rings, what was measured beside this.
+fn floor_of<'a, T>(spec: &Spec, cells: &[Spec], found: &'a [Option<T>]) -> Option<&'a T> {
+    let floor = paths::find(&spec.path)?.floor()?;
+    let at = cells.iter().position(|cell| {
+        (cell.path.as_str(), cell.size, cell.wait) == (floor, spec.size, Wait::Spin)
+    })?;
+    found[at].as_ref()
+}
+
+/// How figures of one round are to those of another path in the same round.
+fn ratios<'a>(own: &'a [f64], other: &'a [f64]) -> impl Iterator<Item = f64> + 'a {
+    own.iter().zip(other).map(|(own, other)| own / other)
+}
+
 fn skip(spec: &Spec, reason: String) -> SkippedRow {
+    // A rate is measured in the faster way of waiting.
     let wait = (spec.job != Job::Rate).then_some(spec.wait);
     SkippedRow {
         path: spec.path.clone(),
@@ -260,14 +325,11 @@ fn latency_rows(
         rows.push(match (latency, reason) {
             (Some(latency), _) => {
                 let standing = best.and_then(|(path, best)| {
-                    Standing::of(
-                        path,
-                        best.rounds
-                            .iter()
-                            .zip(&latency.rounds)
-                            .map(|(best, own)| best / own),
-                    )
+                    Standing::of(path, ratios(&best.rounds, &latency.rounds))
                 });
+                let floor = floor_of(spec, cells, &found).filter(|_| spec.wait == Wait::Spin);
+                let to_floor =
+                    floor.and_then(|floor| Spread::of(ratios(&latency.rounds, &floor.rounds)));
                 Row::Measured(LatencyRow {
                     path: spec.path.clone(),
                     size: spec.size,
@@ -275,6 +337,7 @@ fn latency_rows(
                     rtt_ns: latency.rtt,
                     floor_ns: round(latency.floor_ns),
                     ratio_to_floor: latency.ratio_to_floor.map(round),
+                    ratio_to_xdp_floor: to_floor.map(|spread| spread.map(round)),
                     standing,
                     samples: latency.samples,
                 })
@@ -291,20 +354,15 @@ fn latency_rows(
 fn rate_rows(
     cells: &[Spec],
     found: Vec<Option<Rate>>,
+    calls: &[Option<CallsPerMessage>],
     skipped: Vec<Option<String>>,
 ) -> Vec<Row<RateRow>> {
     let most = |rate: &Rate| rate.per_second.median;
     let socket = best(cells, &found, Class::Socket, most);
     let packed = best(cells, &found, Class::Packed, most);
-    let ratios = |own: &Rate, best: &Rate| -> Vec<f64> {
-        own.rounds
-            .iter()
-            .zip(&best.rounds)
-            .map(|(own, best)| own / best)
-            .collect()
-    };
     let mut rows: Vec<Row<RateRow>> = Vec::with_capacity(cells.len());
-    for ((spec, rate), reason) in cells.iter().zip(&found).zip(skipped) {
+    let cases = cells.iter().zip(&found).zip(calls).zip(skipped);
+    for (((spec, rate), calls), reason) in cases {
         let of_path = || {
             cells
                 .iter()
@@ -316,17 +374,22 @@ fn rate_rows(
             || of_path().next().is_some_and(|(first, _)| first != spec);
         match (rate, reason) {
             (Some(rate), _) => {
+                let to_floor = floor_of(spec, cells, &found)
+                    .and_then(|floor| Spread::of(ratios(&rate.rounds, &floor.rounds)));
                 rows.push(Row::Measured(RateRow {
                     path: spec.path.clone(),
                     size: spec.size,
                     wait: spec.wait,
                     messages_per_s: rate.per_second.median.round(),
                     messages_per_s_spread: rate.per_second.map(f64::round),
-                    standing: socket
-                        .and_then(|(path, best)| Standing::of(path, ratios(rate, best))),
+                    standing: socket.and_then(|(path, best)| {
+                        Standing::of(path, ratios(&rate.rounds, &best.rounds))
+                    }),
                     ratio_to_best_coalesced: packed
-                        .and_then(|(_, best)| median(ratios(rate, best)))
+                        .and_then(|(_, best)| median(ratios(&rate.rounds, &best.rounds)))
                         .map(round),
+                    ratio_to_xdp_floor: to_floor.map(|spread| spread.map(round)),
+                    calls_per_message: *calls,
                     sent: rate.sent,
                     lost: rate.lost,
                 }));
@@ -334,6 +397,44 @@ fn rate_rows(
             (None, Some(reason)) if !told => rows.push(Row::Skipped(skip(spec, reason))),
             (None, _) => {}
         }
+    }
+    rows
+}
+
+/// The path to which loads are compared: a kernel UDP socket, a message a call.
+const PLAIN: &str = "udp-veth";
+
+fn load_rows(
+    cells: &[Spec],
+    found: Vec<Option<Load>>,
+    skipped: Vec<Option<String>>,
+) -> Vec<Row<LoadRow>> {
+    let mut rows = Vec::with_capacity(cells.len());
+    for ((spec, load), reason) in cells.iter().zip(&found).zip(skipped) {
+        let measured = load.as_ref().and_then(|load| {
+            let plain = |(cell, _): &(&Spec, _)| cell.path == PLAIN && cell.wait == spec.wait;
+            let plain = cells.iter().zip(&found).find(plain);
+            let plain = plain.and_then(|(_, plain)| plain.as_ref());
+            let to_plain = plain.and_then(|plain| {
+                Spread::of(load.sums().zip(plain.sums()).map(|(own, udp)| own / udp))
+            });
+            let [sender_ns, receiver_ns, cpu_ns] =
+                load.spreads()?.map(|spread| spread.map(f64::round));
+            Some(LoadRow {
+                path: spec.path.clone(),
+                size: spec.size,
+                wait: spec.wait,
+                offered_per_s: load::RATE,
+                sender_ns,
+                receiver_ns,
+                cpu_ns,
+                ratio_to_udp: to_plain.map(|spread| spread.map(round)),
+                sent: load.sent,
+                arrived: round(load.arrived as f64 / load.sent.max(1) as f64),
+            })
+        });
+        let reason = || reason.unwrap_or_else(|| "nothing was measured".into());
+        rows.push(measured.map_or_else(|| Row::Skipped(skip(spec, reason())), Row::Measured));
     }
     rows
 }

@@ -5,7 +5,7 @@
 //!   PING  ---- floor, there ---->
 //!         <--- floor, back ------  PONG
 //!   COMMAND -- step, cell, n --->
-//!         <--- n handled --------  DONE
+//!         <--- n handled --------  DONE, after the CPU time of that in USED
 //! ```
 //!
 //! **The floor** is what the hardware takes to move one word from one CPU to the other and one back: each direction in a cache
@@ -24,7 +24,8 @@ const PING: usize = 0;
 const PONG: usize = 1;
 const COMMAND: usize = 2;
 const DONE: usize = 3;
-const WORDS: usize = 4;
+const USED: usize = 4;
+const WORDS: usize = 5;
 
 /// The most messages or exchanges of one step.
 pub(crate) const MAX_COUNT: u32 = 1 << 24;
@@ -118,8 +119,10 @@ impl Link {
         Ok(decode(word))
     }
 
-    /// Second process: so many messages of the last command came.
-    pub(crate) fn done(&self, count: u32) {
+    /// Second process: so many messages of the last command came, which took so many nanoseconds of its CPU's time.
+    pub(crate) fn done(&self, count: u32, used: u64) {
+        // It is read after `DONE`, whose Release covers it.
+        self.words.word(USED).store(used, Ordering::Relaxed);
         let word = (self.command & !u64::from(MAX_COUNT - 1)) | u64::from(count);
         // Release: pairs with the Acquire in `wait_done`.
         self.words.word(DONE).store(word, Ordering::Release);
@@ -134,6 +137,11 @@ impl Link {
             let same = (word >> 40) as u32 == sequence;
             Ok(same.then_some((word & u64::from(MAX_COUNT - 1)) as u32))
         })
+    }
+
+    /// First process, after [`wait_done`](Self::wait_done): nanoseconds of CPU time that the second one took for the last command.
+    pub(crate) fn used(&self) -> u64 {
+        self.words.word(USED).load(Ordering::Relaxed)
     }
 
     /// First process: `count` round trips on the floor.

@@ -1,7 +1,7 @@
 //! `tightbeam bench`: compares the ways in which two processes of one machine can exchange messages.
 //!
 //! ```text
-//!   plan ----> harness ----> latency, rate ----> report ----> table or JSON
+//!   plan ----> harness ----> latency, rate, load -> report ----> table or JSON
 //!                |  ^            |
 //!                v  |            v
 //!            process (second process: peer)    paths (one file each)
@@ -20,6 +20,7 @@ pub(crate) mod handoff;
 mod harness;
 mod latency;
 mod link;
+mod load;
 pub(crate) mod machine;
 pub(crate) mod net;
 pub(crate) mod overload;
@@ -78,6 +79,7 @@ pub(crate) fn run(args: &BenchArgs) -> Result<(), Box<dyn std::error::Error>> {
         pingpong: idle_rows(args, &groups),
         rate: Vec::new(),
         call: Vec::new(),
+        load: Vec::new(),
     };
     let mut harness = Harness::start(cpus, clock)?;
     let measured = measure_all(&mut harness, &groups, &bar, &mut report);
@@ -122,6 +124,7 @@ fn measure_all(
             Rows::PingPong(rows) => report.pingpong.extend(rows),
             Rows::Call(rows) => report.call.extend(rows),
             Rows::Rate(rows) => report.rate.extend(rows),
+            Rows::Load(rows) => report.load.extend(rows),
         }
     }
     Ok(())

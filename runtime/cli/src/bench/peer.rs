@@ -6,7 +6,8 @@
 use super::channel::{Answer, Channel, Order};
 use super::fault::{BenchError, Broken};
 use super::link::{Link, Step};
-use super::paths::{self, Station};
+use super::paths::{self, Calls, Station};
+use super::second::busy;
 use super::spec::Pause;
 use rustix::process::{Pid, Signal, getppid, set_parent_process_death_signal};
 use std::io;
@@ -113,8 +114,9 @@ impl Peer {
                         let reason = broken.to_string();
                         return channel.send(&Answer::Failed { cell, reason }, &[]);
                     }
+                    let calls = self.calls();
                     self.cells.clear();
-                    channel.send(&Answer::Ready, &[])?;
+                    channel.send(&Answer::Over { calls }, &[])?;
                 }
             }
         }
@@ -126,6 +128,13 @@ impl Peer {
             self.cells.resize_with(index + 1, || None);
         }
         self.cells[index] = Some(station);
+    }
+
+    /// What the cells say of their system calls.
+    fn calls(&self) -> Vec<(u8, Calls)> {
+        let cells = (0..).zip(&self.cells);
+        let calls = cells.filter_map(|(cell, station)| Some((cell, station.as_ref()?.calls()?)));
+        calls.collect()
     }
 
     /// Obeys the command word until it says Quit. An error names the cell that broke.
@@ -140,8 +149,9 @@ impl Peer {
                         .get_mut(usize::from(cell))
                         .and_then(Option::as_mut);
                     let station = station.ok_or((cell, Broken::Closed))?;
+                    let before = busy();
                     let came = station.serve(count).map_err(|broken| (cell, broken))?;
-                    self.link.done(came);
+                    self.link.done(came, busy() - before);
                 }
                 Step::Quit => return Ok(()),
             }

@@ -106,6 +106,7 @@ impl Group {
             Job::PingPong => format!("round trips, {} B, {}", first.size, first.wait),
             Job::Call => format!("calls, {}", first.wait),
             Job::Rate => format!("rate, {} B", first.size),
+            Job::Load => format!("load, {} B", first.size),
         }
     }
 }
@@ -129,6 +130,7 @@ pub(crate) fn groups(args: &BenchArgs) -> Vec<Group> {
                     .iter()
                     .map(|&wait| (job, cells_of(args, job, None, &[wait]))),
             ),
+            Job::Load => {}
             Job::Rate => {
                 cells.extend(
                     args.rate_sizes

@@ -3,7 +3,7 @@
 use super::channel::{Answer, Channel, Order};
 use super::fault::{BenchError, Broken};
 use super::link::Link;
-use super::paths::{self, Lane};
+use super::paths::{self, Calls, Lane};
 use super::spec::{Pause, Spec};
 use super::watch::{Release, Verdict, Watch};
 use crate::cleanup::{self, Child};
@@ -98,11 +98,11 @@ impl SecondProcess {
             .map_err(BenchError::setup("start a measurement"))
     }
 
-    /// After Quit: waits until the second process has closed its cells.
-    pub(crate) fn end(&self) -> Result<(), BenchError> {
+    /// After Quit: waits until the second process has closed its cells; what they have counted of their system calls.
+    pub(crate) fn end(&self) -> Result<Vec<(u8, Calls)>, BenchError> {
         self.watch.disarm();
-        self.expect_ready()
-            .map_err(BenchError::setup("end a measurement"))
+        let answer = self.answer();
+        answer.map_err(BenchError::setup("end a measurement"))
     }
 
     fn ask(&self, order: &Order, fds: &[std::os::fd::BorrowedFd<'_>]) -> io::Result<()> {
@@ -111,8 +111,13 @@ impl SecondProcess {
     }
 
     fn expect_ready(&self) -> io::Result<()> {
+        self.answer().map(drop)
+    }
+
+    fn answer(&self) -> io::Result<Vec<(u8, Calls)>> {
         match self.channel.receive::<Answer>(Some(ANSWER))? {
-            (Answer::Ready, _) => Ok(()),
+            (Answer::Ready, _) => Ok(Vec::new()),
+            (Answer::Over { calls }, _) => Ok(calls),
             (Answer::Refused(reason), _) => Err(io::Error::other(reason)),
             (Answer::Failed { reason, .. }, _) => Err(io::Error::other(reason)),
         }

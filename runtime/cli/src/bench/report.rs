@@ -4,7 +4,8 @@
 //! *faster* than the best socket of the same wait mode and size a row is: more is better. A pipe is no socket, so it has a
 //! ratio but never is the reference. Both are medians of ratios that were measured side by side. For rates, the reference is
 //! the best socket that is given each message by itself; the best path where the application packs messages into 64 KiB writes
-//! (`*-coalesced`, pipe included) is a reference of its own, `ratio_to_best_coalesced`.
+//! (`*-coalesced`, pipe included) is a reference of its own, `ratio_to_best_coalesced`. Paths over AF_XDP have a floor of their own, the bare
+//! loop over the kernel's rings in the same mode: `ratio_to_xdp_floor`.
 
 use super::machine::Machine;
 use super::spec::Wait;
@@ -22,6 +23,8 @@ pub(crate) struct Report {
     pub(crate) pingpong: Vec<Row<LatencyRow>>,
     pub(crate) rate: Vec<Row<RateRow>>,
     pub(crate) call: Vec<Row<LatencyRow>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) load: Vec<Row<LoadRow>>,
 }
 
 /// A row, or why there is none.
@@ -53,6 +56,9 @@ pub(crate) struct LatencyRow {
     /// Median of the floor's batches beside this row's.
     pub(crate) floor_ns: f64,
     pub(crate) ratio_to_floor: Spread,
+    /// Time over that of the bare loop over the same rings; less is better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio_to_xdp_floor: Option<Spread>,
     #[serde(flatten)]
     pub(crate) standing: Option<Standing>,
     pub(crate) samples: u64,
@@ -71,8 +77,38 @@ pub(crate) struct RateRow {
     pub(crate) standing: Option<Standing>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) ratio_to_best_coalesced: Option<f64>,
+    /// Messages over those of the bare loop over the same rings, one a packet; more is better.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) ratio_to_xdp_floor: Option<Spread>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) calls_per_message: Option<CallsPerMessage>,
     pub(crate) sent: u64,
     pub(crate) lost: u64,
+}
+
+/// System calls of each end, waiting included, by its messages, opening included.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CallsPerMessage {
+    pub(crate) sender: f64,
+    pub(crate) receiver: f64,
+}
+
+/// What messages cost at a fixed rate, each sent at its moment: CPU time of one path and wait mode.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct LoadRow {
+    pub(crate) path: String,
+    pub(crate) size: usize,
+    pub(crate) wait: Wait,
+    pub(crate) offered_per_s: f64,
+    /// Nanoseconds of CPU time a message: in the calls that send, in all of the receiving process, and the sum.
+    pub(crate) sender_ns: Spread,
+    pub(crate) receiver_ns: Spread,
+    pub(crate) cpu_ns: Spread,
+    /// Of `cpu_ns`, to a kernel UDP socket that is sent to and waited for a message a call; less is better.
+    pub(crate) ratio_to_udp: Option<Spread>,
+    pub(crate) sent: u64,
+    /// How much of that came, at most 1.
+    pub(crate) arrived: f64,
 }
 
 /// How a row stands to the best socket.
@@ -128,6 +164,7 @@ mod tests {
             },
             floor_ns: 0.5,
             ratio_to_floor: spread(),
+            ratio_to_xdp_floor: None,
             standing: Standing::of("tcp", [2.0]),
             samples: 9,
         });
@@ -170,10 +207,13 @@ mod tests {
                 messages_per_s_spread: spread(),
                 standing: None,
                 ratio_to_best_coalesced: None,
+                ratio_to_xdp_floor: None,
+                calls_per_message: None,
                 sent: 3,
                 lost: 1,
             })],
             call: vec![],
+            load: vec![],
         };
         let text = serde_json::to_string(&report).unwrap();
         let again: Report = serde_json::from_str(&text).unwrap();

@@ -77,6 +77,12 @@ pub(super) fn start(
     Ok(cleanup::adopt(command.process_group(0).spawn()?))
 }
 
+/// Nanoseconds for which CPUs have worked for this process, in it or for it in the kernel.
+pub(super) fn busy() -> u64 {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
+    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
+}
+
 /// A descriptor of another process of ours.
 pub(super) fn descriptor_of(pid: u64, number: u64) -> io::Result<OwnedFd> {
     let path = format!("/proc/{pid}/fd/{number}");

@@ -34,6 +34,9 @@ pub(crate) enum Job {
     Call,
     /// Messages in one direction, as many as go.
     Rate,
+    /// Messages in one direction, each at its moment. Only between hosts.
+    #[value(skip)]
+    Load,
 }
 
 /// One way to run one job over one path.
@@ -66,6 +69,7 @@ impl fmt::Display for Spec {
             Job::PingPong => write!(f, "{path} {wait} {size} B"),
             Job::Call => write!(f, "{path} {wait} call"),
             Job::Rate => write!(f, "{path} {wait} rate {size} B"),
+            Job::Load => write!(f, "{path} {wait} load {size} B"),
         }
     }
 }

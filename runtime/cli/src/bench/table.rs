@@ -1,7 +1,8 @@
 //! The result as tables for people.
 
+use super::load::RATE;
 use super::machine::Machine;
-use super::report::{LatencyRow, RateRow, Report, Row, SkippedRow, Standing};
+use super::report::{LatencyRow, LoadRow, RateRow, Report, Row, SkippedRow, Standing};
 use super::spec::Wait;
 use super::stats::Spread;
 use comfy_table::{Cell, CellAlignment, ContentArrangement, LineStyle, Table, TableStyle};
@@ -39,6 +40,14 @@ pub(crate) fn render(report: &Report) -> String {
             &mut text,
             "Null call: empty request and reply for shm, one byte each for the others",
             &latencies(&report.call),
+        );
+    }
+    if !report.load.is_empty() {
+        let rate = grouped(RATE as u64);
+        section(
+            &mut text,
+            &format!("CPU time a message in ns, {rate} messages/s, each sent at its moment"),
+            &loads(&report.load),
         );
     }
     text.push_str(&facts(&report.machine));
@@ -87,8 +96,31 @@ const LATENCY_HEADS: [&str; 10] = [
     "to best socket",
 ];
 
+/// What only some tables have.
+const XDP_FLOOR: &str = "x xdp-floor [p10-p90]";
+const CALLS: &str = "calls/message, sender + receiver";
+
+/// The measured ones.
+fn measured<T>(rows: &[Row<T>]) -> impl Iterator<Item = &T> {
+    rows.iter().filter_map(|row| match row {
+        Row::Measured(row) => Some(row),
+        Row::Skipped(_) => None,
+    })
+}
+
+/// Heads with some more before the last one.
+fn with<'a>(heads: &[&'a str], more: &[(bool, &'a str)]) -> Vec<&'a str> {
+    let mut heads = heads.to_vec();
+    for (_, head) in more.iter().filter(|(there, _)| *there) {
+        heads.insert(heads.len() - 1, head);
+    }
+    heads
+}
+
 fn latencies(rows: &[Row<LatencyRow>]) -> Table {
-    let mut table = new_table(&LATENCY_HEADS, 2);
+    let over_floor = measured(rows).any(|row| row.ratio_to_xdp_floor.is_some());
+    let heads = with(&LATENCY_HEADS, &[(over_floor, XDP_FLOOR)]);
+    let mut table = new_table(&heads, 2);
     let group = |row: &Row<LatencyRow>| match row {
         Row::Measured(row) => (Some(row.wait), row.size.max(1)),
         Row::Skipped(row) => (row.wait, row.size.unwrap_or(0).max(1)),
@@ -98,19 +130,23 @@ fn latencies(rows: &[Row<LatencyRow>]) -> Table {
             table.add_row([""]);
         }
         let cells = match row {
-            Row::Measured(row) => vec![
-                row.path.clone(),
-                row.wait.to_string(),
-                row.size.to_string(),
-                grouped(row.rtt_ns.p50),
-                grouped(row.rtt_ns.p90),
-                grouped(row.rtt_ns.p99),
-                grouped(row.rtt_ns.p999),
-                grouped(row.rtt_ns.max),
-                spread(&row.ratio_to_floor),
-                standing(&row.path, row.standing.as_ref()),
-            ],
-            Row::Skipped(row) => skipped(row, LATENCY_HEADS.len()),
+            Row::Measured(row) => {
+                let mut cells = vec![
+                    row.path.clone(),
+                    row.wait.to_string(),
+                    row.size.to_string(),
+                    grouped(row.rtt_ns.p50),
+                    grouped(row.rtt_ns.p90),
+                    grouped(row.rtt_ns.p99),
+                    grouped(row.rtt_ns.p999),
+                    grouped(row.rtt_ns.max),
+                    spread(&row.ratio_to_floor),
+                ];
+                cells.extend(over_floor.then(|| ratio(row.ratio_to_xdp_floor.as_ref())));
+                cells.push(standing(&row.path, row.standing.as_ref()));
+                cells
+            }
+            Row::Skipped(row) => skipped(row, heads.len()),
         };
         table.add_row(cells);
     }
@@ -129,7 +165,11 @@ const RATE_HEADS: [&str; 8] = [
 ];
 
 fn rates(rows: &[Row<RateRow>]) -> Table {
-    let mut table = new_table(&RATE_HEADS, 2);
+    let over_floor = measured(rows).any(|row| row.ratio_to_xdp_floor.is_some());
+    let counted = measured(rows).any(|row| row.calls_per_message.is_some());
+    let more = [(counted, CALLS), (over_floor, XDP_FLOOR)];
+    let heads = with(&RATE_HEADS, &more);
+    let mut table = new_table(&heads, 2);
     let group = |row: &Row<RateRow>| match row {
         Row::Measured(row) => Some(row.size),
         Row::Skipped(row) => row.size,
@@ -139,22 +179,66 @@ fn rates(rows: &[Row<RateRow>]) -> Table {
             table.add_row([""]);
         }
         let cells = match row {
-            Row::Measured(row) => vec![
-                row.path.clone(),
-                row.wait.to_string(),
-                row.size.to_string(),
-                grouped(row.messages_per_s as u64),
-                format!("{:.1}", row.messages_per_s * row.size as f64 / 1e6),
-                lost(row),
-                row.ratio_to_best_coalesced
-                    .map_or_else(|| "-".into(), faster),
-                standing(&row.path, row.standing.as_ref()),
-            ],
-            Row::Skipped(row) => skipped(row, RATE_HEADS.len()),
+            Row::Measured(row) => {
+                let coalesced = row.ratio_to_best_coalesced;
+                let mut cells = vec![
+                    row.path.clone(),
+                    row.wait.to_string(),
+                    row.size.to_string(),
+                    grouped(row.messages_per_s as u64),
+                    format!("{:.1}", row.messages_per_s * row.size as f64 / 1e6),
+                    lost(row),
+                    coalesced.map_or_else(|| "-".into(), faster),
+                ];
+                let calls = row.calls_per_message.map_or_else(
+                    || "-".into(),
+                    |calls| format!("{:.4} + {:.4}", calls.sender, calls.receiver),
+                );
+                cells.extend(counted.then_some(calls));
+                cells.extend(over_floor.then(|| ratio(row.ratio_to_xdp_floor.as_ref())));
+                cells.push(standing(&row.path, row.standing.as_ref()));
+                cells
+            }
+            Row::Skipped(row) => skipped(row, heads.len()),
         };
         table.add_row(cells);
     }
     table
+}
+
+const LOAD_HEADS: [&str; 8] = [
+    "path",
+    "wait",
+    "size",
+    "sender",
+    "receiver",
+    "both",
+    "arrived",
+    "x udp-veth [p10-p90]",
+];
+
+fn loads(rows: &[Row<LoadRow>]) -> Table {
+    let mut table = new_table(&LOAD_HEADS, 2);
+    for row in rows {
+        table.add_row(match row {
+            Row::Measured(row) => vec![
+                row.path.clone(),
+                row.wait.to_string(),
+                row.size.to_string(),
+                grouped(row.sender_ns.median as u64),
+                grouped(row.receiver_ns.median as u64),
+                grouped(row.cpu_ns.median as u64),
+                format!("{:.1} %", row.arrived * 100.0),
+                ratio(row.ratio_to_udp.as_ref()),
+            ],
+            Row::Skipped(row) => skipped(row, LOAD_HEADS.len()),
+        });
+    }
+    table
+}
+
+fn ratio(ratio: Option<&Spread>) -> String {
+    ratio.map_or_else(|| "-".into(), spread)
 }
 
 /// The reason stands in the last column, where there is room.
@@ -299,6 +383,7 @@ mod tests {
                     },
                     floor_ns: 110.0,
                     ratio_to_floor: ratio,
+                    ratio_to_xdp_floor: None,
                     standing: Standing::of("pipe", [21.04]),
                     samples: 10,
                 }),
@@ -311,6 +396,7 @@ mod tests {
             ],
             rate: vec![],
             call: vec![],
+            load: vec![],
         };
         let text = render(&report);
         for part in [

@@ -2,7 +2,7 @@
 
 use super::super::fault::BenchError;
 use super::super::peer;
-use super::super::second::{PATIENCE, address, descriptor_of, other};
+use super::super::second::{PATIENCE, address, busy, descriptor_of, other};
 use super::Way;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -81,12 +81,6 @@ fn words(bytes: &[u8]) -> impl Iterator<Item = u64> {
 /// How many tickets a message is about.
 pub(super) fn tickets(message: &Message<'_>) -> u64 {
     (message.len() / TICKET) as u64
-}
-
-/// Nanoseconds for which the CPU has worked for this process.
-pub(super) fn busy() -> u64 {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::ProcessCPUTime);
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 /// Runs on this CPU from now on, together with the others.

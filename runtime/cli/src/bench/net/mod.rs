@@ -33,6 +33,9 @@ pub(crate) struct NetArgs {
     /// Paths to compare, by default all
     #[arg(long, value_delimiter = ',', value_parser = path_names(), value_name = "PATH,...")]
     paths: Vec<String>,
+    /// What to measure: round trips, one-way rates, CPU time at a fixed rate
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [NetJob::PingPong, NetJob::Rate, NetJob::Load], value_name = "JOB,...")]
+    jobs: Vec<NetJob>,
     /// CPUs of the two processes, by default two of different cores
     #[arg(long, value_parser = parse_cpus, value_name = "A,B")]
     cpus: Option<[usize; 2]>,
@@ -44,19 +47,41 @@ pub(crate) struct NetArgs {
     json: bool,
 }
 
+/// What can be measured between hosts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lower")]
+enum NetJob {
+    PingPong,
+    Rate,
+    Load,
+}
+
+impl From<NetJob> for Job {
+    fn from(job: NetJob) -> Job {
+        match job {
+            NetJob::PingPong => Job::PingPong,
+            NetJob::Rate => Job::Rate,
+            NetJob::Load => Job::Load,
+        }
+    }
+}
+
 fn path_names() -> PossibleValuesParser {
     PossibleValuesParser::new(paths::NET.iter().map(|path| path.name()))
 }
 
-/// Round trips and rates.
-const MEASURED: [(Job, &[Wait], usize); 3] = [
+/// Round trips, rates, and what a message costs when there is not always a next one.
+const MEASURED: [(Job, &[Wait], usize); 4] = [
     (Job::PingPong, &[Wait::Spin], ROUND_TRIP),
     (Job::PingPong, &[Wait::Block], ROUND_TRIP),
     (Job::Rate, &[Wait::Spin, Wait::Block], ONE_WAY),
+    (Job::Load, &[Wait::Spin, Wait::Block], ONE_WAY),
 ];
 
 fn groups(args: &NetArgs) -> Vec<Group> {
     let chosen = |name: &str| args.paths.is_empty() || args.paths.iter().any(|path| path == name);
+    let wanted: Vec<_> = args.jobs.iter().copied().map(Job::from).collect();
+    let measured = || MEASURED.iter().filter(|(job, ..)| wanted.contains(job));
     let group = |&(job, waits, size): &(Job, &[Wait], usize)| {
         let paths = paths::NET.iter().filter(|path| chosen(path.name()));
         let cells = paths.flat_map(|path| {
@@ -73,10 +98,10 @@ fn groups(args: &NetArgs) -> Vec<Group> {
         Group {
             job,
             cells: cells.collect(),
-            budget: Duration::from_secs_f64(args.seconds / MEASURED.len() as f64),
+            budget: Duration::from_secs_f64(args.seconds / measured().count().max(1) as f64),
         }
     };
-    let all = MEASURED.iter().map(group);
+    let all = measured().map(group);
     all.filter(|group| !group.cells.is_empty()).collect()
 }
 
@@ -94,6 +119,7 @@ pub(crate) fn run(args: &NetArgs) -> Result<(), Box<dyn std::error::Error>> {
         pingpong: Vec::new(),
         rate: Vec::new(),
         call: Vec::new(),
+        load: Vec::new(),
     };
     match Cable::lay(2) {
         Ok(cable) => measure(cable, cpus, &groups, &mut report)?,
@@ -122,6 +148,7 @@ fn measure(
             Rows::PingPong(rows) => report.pingpong.extend(rows),
             Rows::Call(rows) => report.call.extend(rows),
             Rows::Rate(rows) => report.rate.extend(rows),
+            Rows::Load(rows) => report.load.extend(rows),
         }
     }
     report.machine.floor_ns = harness.floor();
@@ -139,6 +166,7 @@ fn skip_all(groups: &[Group], report: &mut Report) {
         };
         match cell.job {
             Job::Rate => report.rate.push(Row::Skipped(row)),
+            Job::Load => report.load.push(Row::Skipped(row)),
             Job::PingPong | Job::Call => report.pingpong.push(Row::Skipped(row)),
         }
     }

@@ -2,7 +2,7 @@
 //! those that would lose messages otherwise.
 
 use super::wire::{Wire, transfer};
-use super::{Pour, Station};
+use super::{Pace, Pour, Station};
 use crate::bench::fault::Broken;
 use crate::bench::payload::Sequence;
 use crate::bench::spec::{Pause, Spec, Wait};
@@ -313,6 +313,67 @@ impl<D: Datagram> Station for Sink<D> {
             }
             if let Some(ack) = burst.acknowledgement() {
                 acknowledge(self.socket.fd(), ack)?;
+            }
+        }
+        burst.end()
+    }
+}
+
+/// One message a call, sent at its moment and waited for by itself.
+pub(super) struct Single {
+    socket: DatagramSocket,
+    sequence: Sequence,
+    message: Box<[u8]>,
+}
+
+impl Single {
+    pub(super) fn new(socket: DatagramSocket, size: usize) -> Single {
+        Single {
+            socket,
+            sequence: Sequence::new(),
+            message: vec![0; size].into_boxed_slice(),
+        }
+    }
+}
+
+impl Pace for Single {
+    fn begin(&mut self) {
+        self.sequence = Sequence::new();
+    }
+
+    #[inline(always)]
+    fn send(&mut self) -> Result<(), Broken> {
+        self.sequence.write(&mut self.message);
+        self.socket.send(&self.message)
+    }
+}
+
+impl Station for Single {
+    /// A socket that blocks has a time-out, which ends the wait for what was lost.
+    fn serve(&mut self, count: u32) -> Result<u32, Broken> {
+        let (mut burst, mut since) = (Burst::new(count, None), None);
+        let Single {
+            socket, message, ..
+        } = self;
+        while !burst.complete() {
+            match rustix::net::recv(&socket.socket, &mut **message, socket.recv) {
+                Ok((_, 0)) => return Err(Broken::Closed),
+                Ok((_, length)) => {
+                    burst.take(&message[..length]);
+                    since = None;
+                    continue;
+                }
+                Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if socket.spinning.is_none() || silent(&mut since) => break,
+                Err(Errno::AGAIN) => {
+                    if let Some(pause) = socket.spinning {
+                        pause.once();
+                    }
+                }
+                Err(errno) => return Err(errno.into()),
+            }
+            if called_off() {
+                return Err(Broken::CalledOff);
             }
         }
         burst.end()

@@ -1,95 +1,38 @@
-//! The AF_XDP device alone: its rings and its kick, packets of bare payload, no endpoint, no handlers, no protocol. What those cost is
-//! the distance between this path and `xdp-generic` or `xdp-native`.
+//! The AF_XDP device without what stands on it: no endpoint, no handlers, no protocol; and the bare loop over the same rings, without even
+//! the device. From `xdp-floor-*` to `xdp-device-*` is what the device costs, from there to `xdp-generic` or `xdp-native` the rest.
+//!
+//! One way each message is a packet by itself, as an application over bare rings sends it. An endpoint puts several into a packet: the rate
+//! of its messages is no rate of packets.
 
 use super::ours::place_strand;
-use super::{Answering, Initiator, Lane, Offer, Path, Responder, Station, shm, take};
+use super::rings::End;
+use super::{Lane, Offer, Path, Station, shm, take};
 use crate::bench::fault::Broken;
 use crate::bench::net::cable;
-use crate::bench::payload::Sequence;
-use crate::bench::spec::{Job, Pause, Spec, Wait};
-use crate::bench::watch::{Release, spin};
+use crate::bench::spec::{Job, Spec, Wait};
+use crate::bench::watch::Release;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path as FilePath, PathBuf};
-use tightbeam_segment::{Device, Route};
+use tightbeam_segment::Device;
 use tightbeam_sys::netns;
 use tightbeam_xdp::{XdpAddress, XdpDevice};
 
+/// The bare loops over an AF_XDP socket behind the driver, and in it.
+pub(crate) const FLOOR_GENERIC: &str = "xdp-floor-generic";
+pub(crate) const FLOOR_NATIVE: &str = "xdp-floor-native";
+
 /// Behind the driver, or in it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Bare {
+pub(crate) enum Mode {
     Generic,
     Native,
 }
 
-/// One half of an exchange.
-struct Half {
-    device: XdpDevice,
-    /// The other side, as soon as it is known.
-    to: Option<Route>,
-    size: usize,
-    pause: Pause,
-    outgoing: Sequence,
-    incoming: Sequence,
-}
-
-impl Half {
-    fn new(device: XdpDevice, to: Option<Route>, spec: &Spec) -> Half {
-        Half {
-            device,
-            to,
-            size: spec.size,
-            pause: spec.pause(),
-            outgoing: Sequence::new(),
-            incoming: Sequence::new(),
-        }
-    }
-
-    #[inline(always)]
-    fn send(&mut self) -> Result<(), Broken> {
-        let (size, outgoing) = (self.size, &mut self.outgoing);
-        let to = self.to.ok_or(Broken::Closed)?;
-        let put = self.device.transmit(&to, size, &mut |packet| {
-            outgoing.write(packet);
-            size
-        });
-        put.map_err(shm::endpoint)?;
-        self.device.kick().map(drop).map_err(shm::endpoint)
-    }
-
-    #[inline(always)]
-    fn recv(&mut self) -> Result<(), Broken> {
-        let Half {
-            device,
-            to,
-            incoming,
-            ..
-        } = self;
-        let mut checked = Ok(());
-        spin(self.pause, || {
-            let came = device.receive(1, &mut |packet| {
-                *to = Some(packet.from);
-                checked = incoming.check(packet.bytes);
-            });
-            Ok((came.map_err(shm::endpoint)? > 0).then_some(()))
-        })?;
-        checked
-    }
-}
-
-impl Initiator for Half {
-    #[inline(always)]
-    fn round_trip(&mut self) -> Result<(), Broken> {
-        self.send()?;
-        self.recv()
-    }
-}
-
-impl Responder for Half {
-    #[inline(always)]
-    fn answer(&mut self) -> Result<(), Broken> {
-        self.recv()?;
-        self.send()
-    }
+/// A device by itself.
+pub(crate) struct Bare {
+    pub(super) mode: Mode,
+    /// Only its rings.
+    pub(super) floor: bool,
 }
 
 fn parse(address: &str) -> Result<XdpAddress, Broken> {
@@ -98,9 +41,11 @@ fn parse(address: &str) -> Result<XdpAddress, Broken> {
 
 impl Path for Bare {
     fn name(&self) -> &'static str {
-        match self {
-            Bare::Generic => "xdp-device-generic",
-            Bare::Native => "xdp-device-native",
+        match (self.floor, self.mode) {
+            (true, Mode::Generic) => FLOOR_GENERIC,
+            (true, Mode::Native) => FLOOR_NATIVE,
+            (false, Mode::Generic) => "xdp-device-generic",
+            (false, Mode::Native) => "xdp-device-native",
         }
     }
 
@@ -108,26 +53,38 @@ impl Path for Bare {
         super::Class::Other
     }
 
+    fn floor(&self) -> Option<&'static str> {
+        Some(match self.mode {
+            Mode::Generic => FLOOR_GENERIC,
+            Mode::Native => FLOOR_NATIVE,
+        })
+    }
+
     fn does(&self, job: Job, wait: Wait) -> bool {
-        job == Job::PingPong && wait == Wait::Spin
+        matches!(job, Job::PingPong | Job::Rate) && wait == Wait::Spin
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
-        let mode = match self {
-            Bare::Generic => "generic",
-            Bare::Native => "native",
+        let mode = match self.mode {
+            Mode::Generic => "generic",
+            Mode::Native => "native",
         };
         let address = place_strand(mode)?;
         let there = cable::shared(|cable| cable.host(1).try_clone_to_owned());
         let there = there.map_err(shm::endpoint)??;
-        let (spec, connect) = (spec.clone(), address.clone());
+        let (spec, connect, floor) = (spec.clone(), address.clone(), self.floor);
         let mut offer = Offer::new([there], move || {
             let address = parse(&connect)?;
             let mut device = XdpDevice::connect(&address).map_err(shm::endpoint)?;
             let to = device.route(address.at).map_err(shm::endpoint)?;
-            let half = Half::new(device, Some(to), &spec);
+            let mut end = End::new(device, Some(to), floor, &spec);
+            end.greet()?;
+            let lane = match spec.job {
+                Job::Rate => Lane::Pour(Box::new(end)),
+                _ => Lane::Exchange(Box::new(end)),
+            };
             // Spinning, it sees by itself that the measurement was called off.
-            Ok((Lane::Exchange(Box::new(half)), Release::ByItself))
+            Ok((lane, Release::ByItself))
         });
         offer.address = Some(PathBuf::from(address));
         Ok(offer)
@@ -142,6 +99,6 @@ impl Path for Bare {
         netns::enter(take(&mut fds)?.as_fd())?;
         let address = place.and_then(FilePath::to_str).ok_or(Broken::Closed)?;
         let device = XdpDevice::listen(&parse(address)?).map_err(shm::endpoint)?;
-        Ok(Box::new(Answering(Half::new(device, None, spec))))
+        Ok(Box::new(End::new(device, None, self.floor, spec)))
     }
 }

@@ -15,6 +15,7 @@ mod device;
 mod futex;
 mod ours;
 mod pipe;
+mod rings;
 mod shm;
 mod tcp;
 mod udp;
@@ -25,6 +26,7 @@ mod wire;
 use super::fault::Broken;
 use super::spec::{Job, Spec, Wait};
 use super::watch::Release;
+use serde::{Deserialize, Serialize};
 use std::os::fd::OwnedFd;
 use std::path::{Path as FilePath, PathBuf};
 use tightbeam_sys::clock::TickClock;
@@ -50,11 +52,46 @@ pub(crate) const ALL: &[&dyn Path] = &[
 
 /// Those between two hosts.
 pub(crate) const NET: &[&dyn Path] = &[
-    &ours::Ours::Udp,
-    &ours::Ours::XdpGeneric,
-    &ours::Ours::XdpNative,
-    &device::Bare::Generic,
-    &device::Bare::Native,
+    &ours::Ours {
+        by: ours::By::Udp,
+        gather: false,
+    },
+    &ours::Ours {
+        by: ours::By::Udp,
+        gather: true,
+    },
+    &ours::Ours {
+        by: ours::By::XdpGeneric,
+        gather: false,
+    },
+    &ours::Ours {
+        by: ours::By::XdpGeneric,
+        gather: true,
+    },
+    &device::Bare {
+        mode: device::Mode::Generic,
+        floor: true,
+    },
+    &device::Bare {
+        mode: device::Mode::Generic,
+        floor: false,
+    },
+    &ours::Ours {
+        by: ours::By::XdpNative,
+        gather: false,
+    },
+    &ours::Ours {
+        by: ours::By::XdpNative,
+        gather: true,
+    },
+    &device::Bare {
+        mode: device::Mode::Native,
+        floor: true,
+    },
+    &device::Bare {
+        mode: device::Mode::Native,
+        floor: false,
+    },
     &udp::Udp {
         over: udp::Over::Cable,
     },
@@ -94,6 +131,11 @@ pub(crate) trait Path: Sync {
     /// What it counts as when rows are compared.
     fn class(&self) -> Class {
         Class::Socket
+    }
+
+    /// The path that is the bare loop over the same kind of rings, if there is one.
+    fn floor(&self) -> Option<&'static str> {
+        None
     }
 
     /// Whether this job makes sense in this way of waiting.
@@ -147,6 +189,14 @@ impl Offer {
 pub(crate) enum Lane {
     Exchange(Box<dyn Exchange>),
     Pour(Box<dyn Pour>),
+    Pace(Box<dyn Pace>),
+}
+
+/// System calls of one end, and its messages, since it was opened.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(crate) struct Calls {
+    pub(crate) calls: u64,
+    pub(crate) messages: u64,
 }
 
 /// Round trips in batches.
@@ -161,6 +211,19 @@ pub(crate) trait Exchange {
 pub(crate) trait Pour {
     /// So many messages, all on their way when it returns.
     fn run(&mut self, count: u32) -> Result<(), Broken>;
+
+    /// Its system calls, if it counts them.
+    fn calls(&self) -> Option<Calls> {
+        None
+    }
+}
+
+/// One-way messages, each at a moment that somebody else chooses.
+pub(crate) trait Pace {
+    /// Messages begin anew.
+    fn begin(&mut self);
+    /// Sends one now: it is on its way when this returns.
+    fn send(&mut self) -> Result<(), Broken>;
 }
 
 /// The second process's half.
@@ -170,6 +233,11 @@ pub(crate) trait Station {
 
     /// While the first process finishes its half: does what that needs of this one.
     fn settle(&mut self) {}
+
+    /// Its system calls, if it counts them.
+    fn calls(&self) -> Option<Calls> {
+        None
+    }
 }
 
 /// The half that begins an exchange: what a path implements once a message.

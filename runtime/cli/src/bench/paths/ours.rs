@@ -3,8 +3,9 @@
 //! Packets of a Raw channel that find no room are lost, so a rate has a window: the receiver says how far it is, in messages of its own.
 
 use super::datagram::{SILENCE, silent};
+use super::device::{FLOOR_GENERIC, FLOOR_NATIVE};
 use super::shm::{self, LOOK, Side, caller};
-use super::{Lane, Offer, Path, Pour, Station, take};
+use super::{Calls, Lane, Offer, Pace, Path, Pour, Station, take};
 use crate::bench::fault::Broken;
 use crate::bench::net::cable;
 use crate::bench::payload::Sequence;
@@ -19,12 +20,19 @@ use tightbeam_sys::netns;
 
 /// How the packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Ours {
+pub(crate) enum By {
     /// Through a kernel UDP socket.
     Udp,
     /// Through AF_XDP, behind the driver or in it.
     XdpGeneric,
     XdpNative,
+}
+
+/// An endpoint over that.
+pub(crate) struct Ours {
+    pub(super) by: By,
+    /// Who waits lets messages gather.
+    pub(super) gather: bool,
 }
 
 /// A handler of both processes: the other side has received so many messages.
@@ -34,6 +42,8 @@ const WINDOW: u64 = 1024;
 const STRIDE: u64 = 256;
 /// Slots of a ring that all of them fit into.
 const DEPTH: usize = 4096;
+/// For how long messages gather: of 50,000 a second there are five then, or ten with what the kernel takes longer.
+const GATHER: Duration = Duration::from_micros(100);
 /// How long an opening may take.
 const OPENING: Duration = Duration::from_secs(3);
 /// Each channel has a port of its own.
@@ -41,16 +51,16 @@ static PORT: AtomicU16 = AtomicU16::new(7100);
 
 impl Ours {
     /// Where the second host listens, and how the first one gets there.
-    fn addresses(self) -> Result<(String, String), Broken> {
+    fn addresses(&self) -> Result<(String, String), Broken> {
         let port = PORT.fetch_add(1, Ordering::Relaxed);
-        let mode = match self {
-            Ours::Udp => {
+        let mode = match self.by {
+            By::Udp => {
                 let far = cable::shared(|cable| cable.address(1)).map_err(shm::endpoint)?;
                 let address = format!("udp:{far}:{port}");
                 return Ok((address.clone(), address));
             }
-            Ours::XdpGeneric => "generic",
-            Ours::XdpNative => "native",
+            By::XdpGeneric => "generic",
+            By::XdpNative => "native",
         };
         let address = place_strand(mode)?;
         Ok((address.clone(), address))
@@ -122,6 +132,33 @@ impl Pour for Source {
         self.endpoint.poll(0);
         Ok(())
     }
+
+    fn calls(&self) -> Option<Calls> {
+        calls(&self.endpoint, self.sent)
+    }
+}
+
+impl Pace for Source {
+    fn begin(&mut self) {
+        self.sequence = Sequence::new();
+    }
+
+    /// Two messages between two polls would share a packet, the second one's moment or not.
+    #[inline(always)]
+    fn send(&mut self) -> Result<(), Broken> {
+        self.sequence.write(&mut self.message);
+        let sent = self.endpoint.try_send(shm::POURED, &self.message);
+        self.endpoint.poll(0);
+        sent.map_err(shm::endpoint)
+    }
+}
+
+/// System calls that a device has made for its endpoint, and those in which the endpoint has waited for it.
+fn calls<S>(endpoint: &Endpoint<S>, messages: u64) -> Option<Calls> {
+    let status = endpoint.device_status(endpoint.channels().next()?)?;
+    let count = |name| status.count(name);
+    let calls = count("send_calls")? + count("receive_calls")? + count("wait_calls")?;
+    Some(Calls { calls, messages })
 }
 
 /// Between hosts it is the endpoint itself that answers an opening, while it polls. If none comes the first process says why.
@@ -154,6 +191,8 @@ fn take_message(taken: &mut Taken, message: Message<'_>, _: Reply<'_>) {
 struct Sink {
     endpoint: Endpoint<Taken>,
     said: u64,
+    /// After how many messages.
+    stride: u64,
 }
 
 impl Sink {
@@ -179,12 +218,14 @@ impl Station for Sink {
         let (start, mut came) = (state.received, state.received);
         let until = start + u64::from(count);
         while came < until {
-            let next = (self.said + STRIDE).min(until);
+            let next = self.said.saturating_add(self.stride).min(until);
             self.take_until(next)?;
             came = self.endpoint.state().received;
             self.said = came;
-            // One that does not go is made up for by the next.
-            let _ = self.endpoint.try_send(ACK, &came.to_le_bytes());
+            if self.stride < u64::MAX {
+                // One that does not go is made up for by the next.
+                let _ = self.endpoint.try_send(ACK, &came.to_le_bytes());
+            }
             if came < next {
                 break;
             }
@@ -199,6 +240,10 @@ impl Station for Sink {
 
     fn settle(&mut self) {
         settle(&mut self.endpoint);
+    }
+
+    fn calls(&self) -> Option<Calls> {
+        calls(&self.endpoint, self.endpoint.state().received)
     }
 }
 
@@ -250,10 +295,13 @@ fn wait(spec: &Spec) -> tightbeam::Wait {
 
 impl Path for Ours {
     fn name(&self) -> &'static str {
-        match self {
-            Ours::Udp => "tightbeam-udp",
-            Ours::XdpGeneric => "xdp-generic",
-            Ours::XdpNative => "xdp-native",
+        match (self.by, self.gather) {
+            (By::Udp, false) => "tightbeam-udp",
+            (By::Udp, true) => "tightbeam-udp-gather",
+            (By::XdpGeneric, false) => "xdp-generic",
+            (By::XdpGeneric, true) => "xdp-generic-gather",
+            (By::XdpNative, false) => "xdp-native",
+            (By::XdpNative, true) => "xdp-native-gather",
         }
     }
 
@@ -261,8 +309,16 @@ impl Path for Ours {
         super::Class::Other
     }
 
-    fn does(&self, _job: Job, _wait: Wait) -> bool {
-        true
+    fn floor(&self) -> Option<&'static str> {
+        match self.by {
+            By::Udp => None,
+            By::XdpGeneric => Some(FLOOR_GENERIC),
+            By::XdpNative => Some(FLOOR_NATIVE),
+        }
+    }
+
+    fn does(&self, job: Job, wait: Wait) -> bool {
+        !self.gather || (job, wait) == (Job::Load, Wait::Block)
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
@@ -273,6 +329,7 @@ impl Path for Ours {
         let mut offer = Offer::new([there], move || {
             let lane = match spec.job {
                 Job::Rate => Lane::Pour(Box::new(source(&spec, &connect)?)),
+                Job::Load => Lane::Pace(Box::new(source(&spec, &connect)?)),
                 Job::PingPong | Job::Call => {
                     let client = shm::builder(&spec).connect(&connect);
                     let client = client.map_err(shm::endpoint)?;
@@ -295,13 +352,21 @@ impl Path for Ours {
         netns::enter(take(&mut fds)?.as_fd())?;
         let address = place.and_then(FilePath::to_str).ok_or(Broken::Closed)?;
         Ok(match spec.job {
-            Job::Rate => {
+            Job::Rate | Job::Load => {
                 let builder = Endpoint::builder().state(Taken::default());
                 let builder = builder.handlers(Handlers::new().on(shm::POURED, take_message));
-                let endpoint = builder.wait(wait(spec)).depth(DEPTH).listen(address);
+                let builder = builder.wait(wait(spec)).depth(DEPTH);
+                let pause = if self.gather { GATHER } else { Duration::ZERO };
+                let endpoint = builder.gather(pause).listen(address);
                 Box::new(Sink {
                     endpoint: endpoint.map_err(shm::endpoint)?,
                     said: 0,
+                    // At a rate that it can bear nobody waits for it.
+                    stride: if spec.job == Job::Rate {
+                        STRIDE
+                    } else {
+                        u64::MAX
+                    },
                 })
             }
             Job::PingPong | Job::Call => {

@@ -88,7 +88,7 @@ impl Path for Pipe {
         Ok(Offer::new([their_read, their_write], move || {
             let lane = match job {
                 Job::Rate => Lane::Pour(Box::new(Source::new(ends, size, coalesced))),
-                Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(ends, size))),
+                _ => Lane::Exchange(Box::new(Half::new(ends, size))),
             };
             Ok((lane, Release::ByItself))
         }))
@@ -104,7 +104,7 @@ impl Path for Pipe {
         let ends = Ends::new(take(&mut fds)?, write, spec);
         Ok(match spec.job {
             Job::Rate => Box::new(Sink::new(ends, spec.size)),
-            Job::PingPong | Job::Call => Box::new(Answering(Half::new(ends, spec.size))),
+            _ => Box::new(Answering(Half::new(ends, spec.size))),
         })
     }
 }

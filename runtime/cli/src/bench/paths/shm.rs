@@ -290,9 +290,9 @@ impl Path for Shm {
             let client = client.connect(&address(&place)?).map_err(endpoint)?;
             drop(directory);
             let lane = match spec.job {
-                Job::PingPong => Lane::Exchange(Box::new(caller(client, PING, spec.size))),
                 Job::Call => Lane::Exchange(Box::new(caller(client, NULL, spec.size))),
                 Job::Rate => Lane::Pour(Box::new(source(client, &spec))),
+                _ => Lane::Exchange(Box::new(caller(client, PING, spec.size))),
             };
             // Its waits are bounded, and it notices the death of its peer by itself.
             Ok((lane, Release::ByItself))

@@ -1,7 +1,7 @@
 //! UDP over the loopback interface, both sockets connected. Rates have a window, so that nothing is lost; what is lost all the
 //! same is reported.
 
-use super::datagram::{DatagramSocket, Sink, Source, Window};
+use super::datagram::{DatagramSocket, Single, Sink, Source, Window};
 use super::wire::Half;
 use super::{Answering, Lane, Offer, Path, Station, take};
 use crate::bench::fault::Broken;
@@ -71,6 +71,10 @@ impl Path for Udp {
                     let socket = DatagramSocket::new(near, &spec);
                     Lane::Pour(Box::new(Source::new(socket, spec.size, Some(window))))
                 }
+                Job::Load => {
+                    let socket = DatagramSocket::new(near, &spec);
+                    Lane::Pace(Box::new(Single::new(socket, spec.size)))
+                }
                 Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(
                     DatagramSocket::new(near, &spec),
                     spec.size,
@@ -95,6 +99,11 @@ impl Path for Udp {
                     spec.size,
                     Some(window),
                 ))
+            }
+            Job::Load => {
+                // For its buffers and the bound of its waits.
+                Window::open(socket.as_fd(), spec.size)?;
+                Box::new(Single::new(DatagramSocket::new(socket, spec), spec.size))
             }
             Job::PingPong | Job::Call => Box::new(Answering(Half::new(
                 DatagramSocket::new(socket, spec),

@@ -57,7 +57,7 @@ impl StreamSocket {
         let release = Release::socket(self.socket.as_fd())?;
         let lane = match spec.job {
             Job::Rate => Lane::Pour(Box::new(Source::new(self, spec.size, coalesced))),
-            Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(self, spec.size))),
+            _ => Lane::Exchange(Box::new(Half::new(self, spec.size))),
         };
         Ok((lane, release))
     }
@@ -66,7 +66,7 @@ impl StreamSocket {
     pub(super) fn station(self, spec: &Spec) -> Box<dyn Station> {
         match spec.job {
             Job::Rate => Box::new(Sink::new(self, spec.size)),
-            Job::PingPong | Job::Call => Box::new(Answering(Half::new(self, spec.size))),
+            _ => Box::new(Answering(Half::new(self, spec.size))),
         }
     }
 }
@@ -161,7 +161,7 @@ impl Path for UnixSeqpacket {
             let release = Release::socket(socket.fd())?;
             let lane = match spec.job {
                 Job::Rate => Lane::Pour(Box::new(datagram::Source::new(socket, spec.size, None))),
-                Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(socket, spec.size))),
+                _ => Lane::Exchange(Box::new(Half::new(socket, spec.size))),
             };
             Ok((lane, release))
         }))
@@ -176,7 +176,7 @@ impl Path for UnixSeqpacket {
         let socket = DatagramSocket::new(take(&mut fds)?, spec);
         Ok(match spec.job {
             Job::Rate => Box::new(datagram::Sink::new(socket, spec.size, None)),
-            Job::PingPong | Job::Call => Box::new(Answering(Half::new(socket, spec.size))),
+            _ => Box::new(Answering(Half::new(socket, spec.size))),
         })
     }
 }

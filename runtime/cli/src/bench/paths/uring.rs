@@ -215,8 +215,8 @@ impl Path for UdpUring {
         }
     }
 
-    fn does(&self, _job: Job, _wait: Wait) -> bool {
-        true
+    fn does(&self, job: Job, _wait: Wait) -> bool {
+        job != Job::Load
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
@@ -238,7 +238,7 @@ impl Path for UdpUring {
                     };
                     (Lane::Pour(Box::new(source)), release)
                 }
-                Job::PingPong | Job::Call => {
+                _ => {
                     let half = Half::new(near, &spec)?;
                     let release = Release::Write(half.ring.waker().try_clone_to_owned()?);
                     (Lane::Exchange(Box::new(half)), release)
@@ -266,7 +266,7 @@ impl Path for UdpUring {
                     window,
                 })
             }
-            Job::PingPong | Job::Call => Box::new(Answering(Half::new(socket, spec)?)),
+            _ => Box::new(Answering(Half::new(socket, spec)?)),
         })
     }
 }
