@@ -9,8 +9,15 @@ use std::os::fd::{AsFd, BorrowedFd};
 use tightbeam_sys::mmsg::MessageBatch;
 use tightbeam_sys::multishot::MultishotReceive;
 
+/// So many looks in a row that have found something are a run, of which several may have come.
+const RUN: u32 = 2;
+
 pub(crate) enum Inbox {
-    Calls(MessageBatch),
+    Calls {
+        batch: MessageBatch,
+        /// Looks in a row that have brought something.
+        lucky: u32,
+    },
     Ring(Box<MultishotReceive>),
 }
 
@@ -35,8 +42,13 @@ impl Inbox {
                 let ring = MultishotReceive::new(socket, size, 2 * BATCH as u16)?;
                 Inbox::Ring(Box::new(ring))
             }
-            Engine::Calls if connected => Inbox::Calls(MessageBatch::new(BATCH, size)),
-            Engine::Calls => Inbox::Calls(MessageBatch::with_names(BATCH, size)),
+            Engine::Calls => Inbox::Calls {
+                batch: match connected {
+                    true => MessageBatch::new(BATCH, size),
+                    false => MessageBatch::with_names(BATCH, size),
+                },
+                lucky: 0,
+            },
         })
     }
 
@@ -49,7 +61,9 @@ impl Inbox {
     ) -> Result<Look, Errno> {
         let mut look = Look::default();
         match self {
-            Inbox::Calls(batch) => {
+            Inbox::Calls { batch, lucky } => {
+                // One, until one after the other comes: most looks of who waits find nothing, and find that out sooner.
+                let most = if *lucky < RUN { most.min(1) } else { most };
                 let got = match batch.receive_at_most(most, socket, false) {
                     Ok(got) => got,
                     Err(error) => match errno(&error) {
@@ -57,6 +71,7 @@ impl Inbox {
                         errno => return Err(errno),
                     },
                 };
+                *lucky = if got > 0 { lucky.saturating_add(1) } else { 0 };
                 look.calls = 1;
                 for index in 0..got {
                     match batch.truncated(index) {
@@ -84,7 +99,7 @@ impl Inbox {
     /// What is readable when there is something to receive.
     pub(crate) fn readable<'a>(&'a self, socket: BorrowedFd<'a>) -> BorrowedFd<'a> {
         match self {
-            Inbox::Calls(_) => socket,
+            Inbox::Calls { .. } => socket,
             Inbox::Ring(ring) => ring.as_fd(),
         }
     }
