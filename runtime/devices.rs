@@ -32,7 +32,10 @@ impl Devices for AllDevices {
             // A queue of an interface has one socket, over which all channels of an endpoint go.
             "xdp" => Some(xdp(address).map(|xdp| Location {
                 host: xdp.at,
-                device: Some(format!("{}, queue {}", xdp.interface, xdp.options.queue)),
+                device: Some(match xdp.options.queue {
+                    None => xdp.interface,
+                    Some(queue) => format!("{}, queue {queue}", xdp.interface),
+                }),
             })),
             _ => None,
         }

@@ -97,3 +97,17 @@ fn one_side_has_a_socket_only() {
     echo(&pair, &xdp, udp, Wait::Adaptive, 1440);
     echo(&pair, udp, &xdp, Wait::Adaptive, 1440);
 }
+
+/// Whichever queue a client's port makes its packets arrive at, who spins hears of them, and who sleeps wakes.
+#[test]
+fn several_queues_are_one_device() {
+    let Some(_alone) = may() else { return };
+    let pair = Pair::new("numrxqueues 4 numtxqueues 4");
+    let (xdp, udp) = (format!("xdp:{END}/10.77.0.1:7002"), "udp:10.77.0.1:7002");
+    for wait in [Wait::Spin, Wait::Adaptive] {
+        for _ in 0..4 {
+            echo(&pair, &xdp, udp, wait, 1440);
+        }
+        echo(&pair, &xdp, &xdp, wait, 1440);
+    }
+}

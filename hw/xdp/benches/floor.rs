@@ -124,8 +124,8 @@ fn at_both_ends(left: impl FnOnce() + Send, right: impl FnOnce() + Send) {
     });
 }
 
-fn round_trips(mode: &str, rounds: usize, count: u64) {
-    let pair = Pair::new("");
+fn round_trips(mode: &str, link: &str, rounds: usize, count: u64) {
+    let pair = Pair::new(link);
     let (mut server, mut client, to) = both(&pair, mode);
     let back = server.route(client.capabilities().local);
     let back = back.expect("a way back");
@@ -155,7 +155,9 @@ fn round_trips(mode: &str, rounds: usize, count: u64) {
         }
     };
     at_both_ends(left, right);
-    report(&format!("{mode}, round trip {BYTES} B"), "us", bare, ours);
+    let queues = server.status().fact("queues").unwrap_or("?").to_owned();
+    let what = format!("{mode}, queues {queues}, round trip {BYTES} B");
+    report(&what, "us", bare, ours);
     for (name, device) in [("client", &client), ("server", &server)] {
         let lost = device.status().count("lost_rx_dropped");
         assert_eq!(lost, Some(0), "{name}");
@@ -210,7 +212,9 @@ fn main() {
     let measuring = std::env::args().any(|argument| argument == "--bench");
     let (rounds, count) = if measuring { (40, 1000) } else { (2, 10) };
     for mode in MODES {
-        round_trips(mode, rounds, count);
+        for link in ["", "numrxqueues 4 numtxqueues 4"] {
+            round_trips(mode, link, rounds, count);
+        }
         one_way(
             mode,
             rounds / 2,

@@ -30,8 +30,8 @@ pub enum CopyChoice {
 /// What may be chosen about a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Options {
-    /// The queue of the interface, from 0.
-    pub queue: u32,
+    /// The one queue of the interface, from 0, that it has; all of them without.
+    pub queue: Option<u32>,
     /// Where the program runs.
     pub mode: ModeChoice,
     /// Whether packets are copied.
@@ -95,7 +95,7 @@ pub enum AddressError {
 impl FromStr for XdpAddress {
     type Err = AddressError;
 
-    /// Reads `xdp:IFACE/IP:PORT`, then perhaps `?` and options with `&` between them: `queue=N`, `mode=auto|generic|native`,
+    /// Reads `xdp:IFACE/IP:PORT`, then perhaps `?` and options with `&` between them: `queue=N` (without it all queues), `mode=auto|generic|native`,
     /// `copy=auto|copy|zerocopy`, `strict`.
     fn from_str(text: &str) -> Result<XdpAddress, AddressError> {
         let no_interface = || AddressError::NoInterface { text: text.into() };
@@ -135,7 +135,8 @@ impl FromStr for Options {
             match name {
                 "queue" => {
                     let queue = value.parse();
-                    options.queue = queue.map_err(|_| bad("queue", "a number from 0"))?;
+                    let queue = queue.map_err(|_| bad("queue", "a number from 0"))?;
+                    options.queue = Some(queue);
                 }
                 "mode" => {
                     let mode = mode(value);
@@ -191,7 +192,7 @@ mod tests {
         let full = "xdp:a/1.2.3.4:5?queue=3&mode=native&copy=zerocopy&strict";
         let full: XdpAddress = full.parse().unwrap();
         let wanted = Options {
-            queue: 3,
+            queue: Some(3),
             mode: ModeChoice::Native,
             copy: CopyChoice::ZeroCopy,
             strict: true,

@@ -4,17 +4,19 @@ use crate::envelopes::Envelopes;
 use crate::fix::{self, down};
 use crate::mode::{Attempt, HEADROOM};
 use crate::open::way;
-use crate::socket::{self, SIZES, Socket};
+use crate::socket::{self, Queue, SIZES, Sockets};
 use crate::stats::Stats;
 use crate::status;
 use crate::steering::Steering;
 use rustix::io::Errno;
 use std::net::{SocketAddrV4, UdpSocket};
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 use tightbeam_proto::wire::{Datagram, ENVELOPE, UdpSum};
 use tightbeam_segment::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route};
 use tightbeam_sys::Network;
+use tightbeam_sys::control::Watcher;
 use tightbeam_sys::link::Link;
 use tightbeam_sys::xdp::{self, Received};
 
@@ -39,17 +41,19 @@ pub(crate) struct Place {
     pub(crate) network: Network,
     pub(crate) link: Link,
     pub(crate) driver: String,
-    pub(crate) queue: u32,
-    pub(crate) queues: u32,
+    /// The queues that are ours.
+    pub(crate) bound: Range<u32>,
 }
 
-/// Packets through an AF_XDP socket on one queue of an interface.
+/// Packets through AF_XDP sockets, one on each queue of an interface or on one queue alone, over one memory.
 ///
-/// It ends in this order: packets are no longer steered to it, its rings are unmapped, its socket is closed. Then its queue is free.
+/// It ends in this order: packets are no longer steered to it, its rings are unmapped, its sockets are closed. Then its queues are free.
 pub struct XdpDevice {
     /// `None` if whoever has opened it holds that.
     pub(crate) steering: Option<Steering>,
-    pub(crate) socket: Socket,
+    pub(crate) sockets: Sockets,
+    /// Readable when one of several sockets is.
+    any: Option<Watcher>,
     /// Has the port.
     reserve: UdpSocket,
     pub(crate) place: Place,
@@ -64,6 +68,8 @@ pub struct XdpDevice {
     /// The interface is gone.
     pub(crate) gone: bool,
     idle: u32,
+    /// The queue that is looked at next, by its place among ours.
+    turn: usize,
     /// Why it is not the best way that was wanted.
     pub(crate) fell_back: Option<String>,
 }
@@ -71,16 +77,17 @@ pub struct XdpDevice {
 impl XdpDevice {
     pub(crate) fn over(
         place: Place,
-        (socket, steering, attempt): (Socket, Option<Steering>, Attempt),
+        (sockets, steering, attempt): (Sockets, Option<Steering>, Attempt),
         (reserve, local): (UdpSocket, SocketAddrV4),
         fell_back: Option<String>,
-    ) -> XdpDevice {
+    ) -> Result<XdpDevice, DeviceError> {
         // No byte breaks on the way to another process of this host, and a half-made sum would be worse than none.
         let virtual_link = place.link.loopback || place.driver == "veth";
         let (mtu, source) = (place.link.mtu, place.link.address);
         let mut device = XdpDevice {
             steering,
-            socket,
+            any: watch(&sockets.queues)?,
+            sockets,
             reserve,
             place,
             attempt,
@@ -96,21 +103,22 @@ impl XdpDevice {
             untold: false,
             gone: false,
             idle: 0,
+            turn: 0,
             fell_back,
         };
         device.follow_mtu(mtu);
-        device
+        Ok(device)
     }
 
     /// What another process can use, and what only the opener may have.
-    pub(crate) fn into_parts(self) -> (Option<Steering>, Socket, UdpSocket) {
-        (self.steering, self.socket, self.reserve)
+    pub(crate) fn into_parts(self) -> (Option<Steering>, Sockets, UdpSocket) {
+        (self.steering, self.sockets, self.reserve)
     }
 
     /// The longest IP packet that fits into a frame.
     pub(crate) fn room(&self) -> u32 {
-        let frame = self.socket.umem.frame_bytes();
-        socket::room(frame, self.socket.got.headroom.max(HEADROOM))
+        let frame = self.sockets.umem.frame_bytes();
+        socket::room(frame, self.sockets.got.headroom.max(HEADROOM))
     }
 
     fn follow_mtu(&mut self, mtu: u32) {
@@ -162,17 +170,17 @@ impl XdpDevice {
     #[cold]
     fn lose_all(&mut self) {
         self.gone = true;
-        let waiting = self.socket.xsk.transmit_outstanding();
+        let waiting = self.sockets.sender().transmit_outstanding();
         self.stats.down = waiting.map_or(self.stats.down, u64::from);
     }
 
     /// Asks the kernel to send, until it has taken all; a bounded number of times.
     fn send_all(&mut self) -> Result<bool, DeviceError> {
-        let most = SIZES.transmit / self.socket.got.budget + MORE_CALLS;
+        let most = SIZES.transmit / self.sockets.got.budget + MORE_CALLS;
         let mut waiting = u32::MAX;
         for _ in 0..most {
             self.stats.send_calls += 1;
-            match xdp::kick_transmit(self.socket.xsk.as_fd()) {
+            match xdp::kick_transmit(self.sockets.sender().as_fd()) {
                 Ok(()) => {
                     self.untold = false;
                     return Ok(false);
@@ -181,7 +189,8 @@ impl XdpDevice {
                 // One packet is lost; the others are waiting still.
                 Err(Errno::BUSY) => self.stats.refused += 1,
                 Err(Errno::AGAIN | Errno::NOBUFS) => {
-                    let now = self.socket.xsk.transmit_outstanding().map_err(fix::ring)?;
+                    let now = self.sockets.sender().transmit_outstanding();
+                    let now = now.map_err(fix::ring)?;
                     if now >= waiting {
                         break;
                     }
@@ -206,10 +215,12 @@ impl XdpDevice {
     /// Nothing has come. Whoever must be called to receive is; at times the socket is asked whether it has its interface.
     #[inline]
     fn nothing(&mut self) -> Result<(), DeviceError> {
-        if self.socket.got.busy_poll || self.socket.xsk.fill_needs_wakeup() {
-            self.stats.receive_calls += 1;
-            // What went wrong the next kick, or the next look at the socket, says.
-            let _ = xdp::kick_receive(self.socket.xsk.as_fd());
+        for queue in &self.sockets.queues {
+            if queue.busy_poll || queue.xsk.fill_needs_wakeup() {
+                self.stats.receive_calls += 1;
+                // What went wrong the next kick, or the next look at the socket, says.
+                let _ = xdp::kick_receive(queue.xsk.as_fd());
+            }
         }
         self.idle += 1;
         if self.idle < IDLE {
@@ -224,17 +235,39 @@ impl XdpDevice {
         Ok(())
     }
 
+    /// Hands over what has arrived at a queue, by its place among ours; how many packets were seen and how many handed over.
     #[inline]
-    fn next(&mut self) -> Result<Option<Received>, DeviceError> {
-        let socket = &mut self.socket;
-        socket.xsk.receive(&mut socket.umem).map_err(fix::ring)
+    fn receive_at(
+        &mut self,
+        place: usize,
+        most: usize,
+        take: &mut dyn FnMut(Packet<'_>),
+    ) -> Result<(usize, usize), DeviceError> {
+        let (mut seen, mut handed) = (0, 0);
+        while seen < most
+            && let Some(received) = self.sockets.receive(place).map_err(fix::ring)?
+        {
+            seen += 1;
+            handed += usize::from(self.hand(&received, take));
+            self.sockets.queues[place].to_fill.push(received.frame);
+        }
+        if seen > 0 {
+            let Sockets { queues, umem, .. } = &mut self.sockets;
+            let queue = &mut queues[place];
+            queue.xsk.release_received();
+            if queue.to_fill.len() >= GIVE_BACK {
+                // A fault of the ring is found again, and told, by the next verb that can tell.
+                let _ = queue.provide(umem);
+            }
+        }
+        Ok((seen, handed))
     }
 
     /// Hands a packet over, or counts why not; says whether it did.
     #[inline]
     fn hand(&mut self, received: &Received, take: &mut dyn FnMut(Packet<'_>)) -> bool {
         let Received { frame, at, len, .. } = received;
-        let bytes = &self.socket.umem.bytes(frame)[*at..*at + *len];
+        let bytes = &self.sockets.umem.bytes(frame)[*at..*at + *len];
         let Ok(datagram) = Datagram::parse(bytes) else {
             self.stats.malformed += 1;
             return false;
@@ -253,6 +286,20 @@ impl XdpDevice {
         });
         true
     }
+}
+
+/// What is readable when one of several sockets is. One by itself needs no such thing.
+fn watch(queues: &[Queue]) -> Result<Option<Watcher>, DeviceError> {
+    if queues.len() <= 1 {
+        return Ok(None);
+    }
+    let fix = "is the limit of descriptors reached? `ulimit -n` says what it is";
+    let failed = |errno| fix::system("watch several sockets", errno, fix);
+    let any = Watcher::new().map_err(failed)?;
+    for (token, queue) in (0..).zip(queues) {
+        any.add(queue.xsk.as_fd(), token).map_err(failed)?;
+    }
+    Ok(Some(any))
 }
 
 impl Device for XdpDevice {
@@ -285,20 +332,21 @@ impl Device for XdpDevice {
                 max: self.max_packet,
             });
         }
-        if self.socket.to_send.is_empty() {
+        if self.sockets.to_send.is_empty() {
             self.reclaim();
         }
-        if self.socket.xsk.transmit_room(1).map_err(fix::ring)? == 0 {
+        let (sender, _) = self.sockets.sending();
+        if sender.transmit_room(1).map_err(fix::ring)? == 0 {
             return Err(DeviceError::Full);
         }
-        let Some(mut frame) = self.socket.to_send.pop() else {
+        let Some(mut frame) = self.sockets.to_send.pop() else {
             return Err(DeviceError::Full);
         };
-        let packet = &mut self.socket.umem.bytes_mut(&mut frame)[AT..];
+        let (sender, umem) = self.sockets.sending();
+        let packet = &mut umem.bytes_mut(&mut frame)[AT..];
         let used = write(&mut packet[ENVELOPE..ENVELOPE + len]).min(len);
         let whole = self.envelopes.to(to).seal(packet, used, self.sum);
-        let socket = &mut self.socket;
-        socket.xsk.queue(&mut socket.umem, frame, AT, whole);
+        sender.queue(umem, frame, AT, whole);
         self.stats.queued += 1;
         self.untold = true;
         Ok(())
@@ -308,8 +356,9 @@ impl Device for XdpDevice {
         if !self.untold {
             return Ok(false);
         }
-        self.socket.xsk.publish_queued();
-        if !self.socket.xsk.transmit_needs_wakeup() {
+        let (sender, _) = self.sockets.sending();
+        sender.publish_queued();
+        if !sender.transmit_needs_wakeup() {
             self.untold = false;
             return Ok(false);
         }
@@ -324,13 +373,18 @@ impl Device for XdpDevice {
         most: usize,
         take: &mut dyn FnMut(Packet<'_>),
     ) -> Result<usize, DeviceError> {
+        let queues = self.sockets.queues.len();
         let (mut seen, mut handed) = (0, 0);
-        while seen < most
-            && let Some(received) = self.next()?
-        {
-            seen += 1;
-            handed += usize::from(self.hand(&received, take));
-            self.socket.to_fill.push(received.frame);
+        for _ in 0..queues {
+            let arrived = self.receive_at(self.turn, most - seen, take)?;
+            (seen, handed) = (seen + arrived.0, handed + arrived.1);
+            self.turn += 1;
+            if self.turn == queues {
+                self.turn = 0;
+            }
+            if seen == most {
+                break;
+            }
         }
         if seen == 0 {
             self.nothing()?;
@@ -338,20 +392,19 @@ impl Device for XdpDevice {
         }
         self.idle = 0;
         self.stats.received += handed as u64;
-        self.socket.xsk.release_received();
-        if self.socket.to_fill.len() >= GIVE_BACK {
-            self.provide();
-        }
         Ok(handed)
     }
 
     fn provide(&mut self) {
-        // A fault of the ring is found again, and told, by the next verb that can tell.
-        let _ = self.socket.provide();
+        let Sockets { queues, umem, .. } = &mut self.sockets;
+        for queue in queues {
+            // As in `receive_at`.
+            let _ = queue.provide(umem);
+        }
     }
 
     fn reclaim(&mut self) -> usize {
-        self.socket.reclaim().map_or(0, |count| count as usize)
+        self.sockets.reclaim().map_or(0, |count| count as usize)
     }
 
     fn status(&self) -> DeviceStatus {
@@ -362,6 +415,9 @@ impl Device for XdpDevice {
 impl AsFd for XdpDevice {
     /// Readable when there is something to receive.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.socket.xsk.as_fd()
+        match &self.any {
+            Some(any) => any.as_fd(),
+            None => self.sockets.sender().as_fd(),
+        }
     }
 }

@@ -1,11 +1,12 @@
-//! The bare loop over a device's own rings, with nothing in it that a program over AF_XDP could leave out: what the device is compared with.
+//! The bare loop over the rings of a device's first queue, with nothing in it that a program over AF_XDP could leave out: what the device is
+//! compared with.
 //!
 //! It sends one packet again and again, headers and all made before, and looks at the first eight bytes of what comes. It uses the same socket, in
 //! the same mode, with the same settings, so a bench can let the two alternate.
 
 use crate::device::{AT, MORE_CALLS, XdpDevice};
 use crate::fix;
-use crate::socket::SIZES;
+use crate::socket::{SIZES, Sockets};
 use rustix::io::Errno;
 use std::os::fd::AsFd;
 use tightbeam_proto::wire::ENVELOPE;
@@ -23,7 +24,7 @@ pub struct Floor<'a> {
 }
 
 impl XdpDevice {
-    /// The bare loop over this device's rings, with packets of `len` bytes to a host, 8 at least.
+    /// The bare loop over the rings of this device's first queue, with packets of `len` bytes to a host, 8 at least.
     pub fn floor(&mut self, to: &Route, len: usize) -> Floor<'_> {
         let len = len.clamp(NUMBER, self.max_packet);
         let mut packet = vec![0; ENVELOPE + len];
@@ -39,38 +40,39 @@ impl Floor<'_> {
     /// Sends a packet for each number, all by one call; how many found room.
     #[inline]
     pub fn send(&mut self, numbers: impl IntoIterator<Item = u64>) -> Result<usize, DeviceError> {
-        let socket = &mut self.device.socket;
+        let sockets = &mut self.device.sockets;
         let mut sent = 0;
         for number in numbers {
-            if socket.to_send.is_empty() {
-                socket.reclaim().map_err(fix::ring)?;
+            if sockets.to_send.is_empty() {
+                sockets.reclaim().map_err(fix::ring)?;
             }
-            if socket.xsk.transmit_room(1).map_err(fix::ring)? == 0 {
+            if sockets.sending().0.transmit_room(1).map_err(fix::ring)? == 0 {
                 break;
             }
-            let Some(mut frame) = socket.to_send.pop() else {
+            let Some(mut frame) = sockets.to_send.pop() else {
                 break;
             };
-            let bytes = &mut socket.umem.bytes_mut(&mut frame)[AT..][..self.packet.len()];
+            let (sender, umem) = sockets.sending();
+            let bytes = &mut umem.bytes_mut(&mut frame)[AT..][..self.packet.len()];
             bytes.copy_from_slice(&self.packet);
             bytes[ENVELOPE..][..NUMBER].copy_from_slice(&number.to_ne_bytes());
-            socket
-                .xsk
-                .queue(&mut socket.umem, frame, AT, self.packet.len());
+            sender.queue(umem, frame, AT, self.packet.len());
             sent += 1;
         }
-        socket.xsk.publish_queued();
-        if socket.xsk.transmit_needs_wakeup() {
+        let calls = SIZES.transmit / sockets.got.budget + MORE_CALLS;
+        let (sender, _) = sockets.sending();
+        sender.publish_queued();
+        if sender.transmit_needs_wakeup() {
             // A call sends no more than its budget. What these do not send the next ones do.
-            for _ in 0..SIZES.transmit / socket.got.budget + MORE_CALLS {
-                match xdp::kick_transmit(socket.xsk.as_fd()) {
+            for _ in 0..calls {
+                match xdp::kick_transmit(sender.as_fd()) {
                     Err(Errno::AGAIN | Errno::INTR) => {}
                     _ => break,
                 }
             }
         }
         // The frame that came back last is the one in the cache.
-        socket.reclaim().map_err(fix::ring)?;
+        sockets.reclaim().map_err(fix::ring)?;
         self.device.stats.queued += sent as u64;
         Ok(sent)
     }
@@ -78,17 +80,17 @@ impl Floor<'_> {
     /// The number of the next packet that has arrived, and its frame back to the kernel.
     #[inline]
     pub fn take(&mut self) -> Result<Option<u64>, DeviceError> {
-        let socket = &mut self.device.socket;
-        let received = socket.xsk.receive(&mut socket.umem);
-        let Some(received) = received.map_err(fix::ring)? else {
+        let Sockets { queues, umem, .. } = &mut self.device.sockets;
+        let queue = &mut queues[0];
+        let Some(received) = queue.xsk.receive(umem).map_err(fix::ring)? else {
             return Ok(None);
         };
-        let bytes = &socket.umem.bytes(&received.frame)[received.at..][..received.len];
+        let bytes = &umem.bytes(&received.frame)[received.at..][..received.len];
         let number = bytes.get(ENVELOPE..ENVELOPE + NUMBER);
         let number = number.and_then(|bytes| bytes.try_into().ok());
-        socket.xsk.release_received();
-        socket.to_fill.push(received.frame);
-        socket.provide().map_err(fix::ring)?;
+        queue.xsk.release_received();
+        queue.to_fill.push(received.frame);
+        queue.provide(umem).map_err(fix::ring)?;
         Ok(Some(number.map_or(0, u64::from_ne_bytes)))
     }
 }

@@ -1,17 +1,17 @@
 //! Devices for programs without privilege: one process opens, another one uses.
 //!
 //! The opener keeps what steers packets (program, map, link) and waits, without any capability, for the program to end. The program gets the bound
-//! socket, the memory of its frames and the UDP socket that has the port, and a variable of its environment that says which is which. It
-//! needs no capability for anything that a device does.
+//! sockets, one a queue, the memory of their frames and the UDP socket that has the port, and a variable of its environment that says which is
+//! which. It needs no capability for anything that a device does.
 //!
-//! What the program *can* do with an AF_XDP socket: send frames with any source address on that queue, and receive what is steered to it.
+//! What the program *can* do with an AF_XDP socket: send frames with any source address on those queues, and receive what is steered to it.
 //! It cannot bind another queue, steer anything, or detach the program.
 
 use crate::address::XdpAddress;
 use crate::device::{Place, XdpDevice};
 use crate::fix::{refused, system};
 use crate::mode::Attempt;
-use crate::socket::{Got, SIZES, Socket, TO_RECEIVE};
+use crate::socket::{Queue, SIZES, Sockets, TO_SEND};
 use crate::steering::Steering;
 use rustix::io::Errno;
 use std::io;
@@ -33,7 +33,7 @@ pub const VARIABLE: &str = "TIGHTBEAM_XDP";
 pub struct HandOver {
     /// Ours still: it ends with this.
     _steering: Option<Steering>,
-    socket: OwnedFd,
+    sockets: Vec<OwnedFd>,
     memory: OwnedFd,
     port: UdpSocket,
     says: String,
@@ -44,18 +44,19 @@ impl HandOver {
     pub fn open(address: &XdpAddress) -> Result<HandOver, DeviceError> {
         let device = XdpDevice::listen_unsealed(address)?;
         let says = describe(&device);
-        let (steering, socket, port) = device.into_parts();
+        let (steering, Sockets { queues, umem, .. }, port) = device.into_parts();
         // The rings are unmapped here: whoever maps them has the socket.
-        let (socket, memory) = (socket.xsk.into_fd(), socket.umem.into_fd());
+        let sockets = queues.into_iter().map(|queue| queue.xsk.into_fd());
+        let (sockets, memory): (Vec<OwnedFd>, OwnedFd) = (sockets.collect(), umem.into_fd());
         let descriptors = format!(
             "socket={} memory={} port={}",
-            socket.as_raw_fd(),
+            listed(sockets.iter().map(AsRawFd::as_raw_fd)),
             memory.as_raw_fd(),
             port.as_raw_fd()
         );
         Ok(HandOver {
             _steering: steering,
-            socket,
+            sockets,
             memory,
             port,
             says: format!("{says} {descriptors}"),
@@ -63,7 +64,7 @@ impl HandOver {
     }
 
     /// Starts the program, which has no capability, as another user if one is given; becomes that user too, and drops the calling thread's
-    /// capabilities, for good; waits until the program has ended. Then nothing is steered to its socket any more.
+    /// capabilities, for good; waits until the program has ended. Then nothing is steered to its sockets any more.
     ///
     /// The program cannot take descriptors from this process as a debugger could.
     ///
@@ -71,25 +72,35 @@ impl HandOver {
     pub fn run(self, mut command: Command, user: Option<User>) -> io::Result<ExitStatus> {
         command.env(VARIABLE, &self.says);
         forbid_debuggers()?;
-        let descriptors = [self.socket.as_fd(), self.memory.as_fd(), self.port.as_fd()];
+        let mut descriptors = vec![self.memory.as_fd(), self.port.as_fd()];
+        descriptors.extend(self.sockets.iter().map(AsFd::as_fd));
         let mut child = spawn_unprivileged(&mut command, &descriptors, user)?;
         let HandOver {
             _steering,
-            socket,
+            sockets,
             memory,
             port,
             ..
         } = self;
         // The program has them.
-        drop((socket, memory, port));
+        drop((sockets, memory, port));
         give_up_privilege(user)?;
         child.wait()
     }
 }
 
+/// Numbers with commas between them.
+fn listed<T: ToString>(numbers: impl Iterator<Item = T>) -> String {
+    let numbers: Vec<String> = numbers.map(|number| number.to_string()).collect();
+    numbers.join(",")
+}
+
 fn describe(device: &XdpDevice) -> String {
-    let (place, got) = (&device.place, &device.socket.got);
-    let umem = &device.socket.umem;
+    let Sockets {
+        queues, umem, got, ..
+    } = &device.sockets;
+    let place = &device.place;
+    let filled = umem.count() - TO_SEND;
     let RingSizes {
         fill,
         completion,
@@ -97,15 +108,15 @@ fn describe(device: &XdpDevice) -> String {
         transmit,
     } = SIZES;
     format!(
-        "interface={} queue={} mode={} copy={} headroom={} budget={} busy={} frames={} bytes={} filled={TO_RECEIVE} \
+        "interface={} queue={} mode={} copy={} headroom={} budget={} busy={} frames={} bytes={} filled={filled} \
          fill={fill} completion={completion} receive={receive} transmit={transmit}",
         place.link.name,
-        place.queue,
+        place.bound.start,
         device.attempt.mode(),
         device.attempt.copy(),
         got.headroom,
         got.budget,
-        u32::from(got.busy_poll),
+        listed(queues.iter().map(|queue| u32::from(queue.busy_poll))),
         umem.count(),
         umem.frame_bytes(),
     )
@@ -123,6 +134,11 @@ impl Said<'_> {
 
     fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
         self.text(name)?.parse().ok()
+    }
+
+    fn numbers<T: std::str::FromStr>(&self, name: &str) -> Option<Vec<T>> {
+        let numbers = self.text(name)?.split(',');
+        numbers.map(|number| number.parse().ok()).collect()
     }
 
     fn attempt(&self) -> Option<Attempt> {
@@ -143,7 +159,7 @@ impl Said<'_> {
 
     fn inherited(&self) -> Option<Inherited> {
         Some(Inherited {
-            socket: self.number("socket")?,
+            sockets: self.numbers("socket")?,
             memory: self.number("memory")?,
             port: self.number("port")?,
             frames: self.number("frames")?,
@@ -175,33 +191,31 @@ fn adopt(said: &Said<'_>) -> Result<XdpDevice, DeviceError> {
         .zip(said.inherited())
         .ok_or_else(unreadable)?;
     let name = said.text("interface").ok_or_else(unreadable)?;
-    let queue = said.number("queue").ok_or_else(unreadable)?;
+    let first: u32 = said.number("queue").ok_or_else(unreadable)?;
+    let polls: Vec<u32> = said.numbers("busy").ok_or_else(unreadable)?;
+    let budget = said.number("budget").ok_or_else(unreadable)?;
+    let end = first.checked_add(inherited.sockets.len() as u32);
+    let end = end.filter(|_| polls.len() == inherited.sockets.len());
+    let end = end.ok_or_else(unreadable)?;
     let failed = |errno| system("take over an AF_XDP socket", errno, fix);
     let network = Network::open().map_err(failed)?;
     let link = network.link(name);
     let link = link.map_err(|errno| crate::fix::no_link(name, errno))?;
-    let (xsk, umem, frames, port) = take_inherited(&inherited).map_err(failed)?;
+    let (opened, umem, frames, port) = take_inherited(&inherited).map_err(failed)?;
     let port = UdpSocket::from(port);
     let Ok(SocketAddr::V4(local)) = port.local_addr() else {
         return Err(failed(Errno::NOTCONN));
     };
-    let mut socket = Socket {
-        xsk,
-        umem,
-        to_send: frames,
-        to_fill: Vec::new(),
-        got: Got {
-            zero_copy: false,
-            headroom: attempt.headroom,
-            napi: 0,
-            busy_poll: said.number::<u32>("busy") == Some(1),
-            budget: said.number("budget").ok_or_else(unreadable)?,
-        },
-    };
-    socket.look();
-    let place = Place::of(network, link, queue);
-    let opened = (socket, None, attempt);
-    Ok(XdpDevice::over(place, opened, (port, local), None))
+    let mut sockets = Sockets::over(umem, frames, attempt.headroom);
+    sockets.got.budget = budget;
+    for (xsk, polls) in opened.into_iter().zip(polls) {
+        let mut queue = Queue::new(xsk);
+        queue.busy_poll = polls == 1;
+        sockets.queues.push(queue);
+    }
+    sockets.look();
+    let place = Place::of(network, link, first..end);
+    XdpDevice::over(place, (sockets, None, attempt), (port, local), None)
 }
 
 #[cfg(test)]
@@ -210,12 +224,12 @@ mod tests {
 
     #[test]
     fn what_is_said_is_understood_or_refused() {
-        let said = "interface=eth0 queue=1 mode=native copy=copy headroom=22 budget=32 busy=0 frames=8 bytes=2048 filled=4 \
-                    fill=8 completion=4 receive=4 transmit=4 socket=5 memory=6 port=7";
+        let said = "interface=eth0 queue=1 mode=native copy=copy headroom=22 budget=32 busy=0,0 frames=8 bytes=2048 filled=4 \
+                    fill=8 completion=4 receive=4 transmit=4 socket=5,8 memory=6 port=7";
         let whole = Said(said);
         assert_eq!(whole.attempt().unwrap().mode(), "native");
         let inherited = whole.inherited().unwrap();
-        assert_eq!((inherited.socket, inherited.port), (5, 7));
+        assert_eq!((inherited.sockets, inherited.port), (vec![5, 8], 7));
         assert_eq!(inherited.sizes.completion, 4);
         for missing in said.split(' ') {
             let less = said.replace(missing, "");
@@ -225,8 +239,15 @@ mod tests {
             let elsewhere = elsewhere.iter().any(|name| missing.starts_with(name));
             assert_eq!(known, elsewhere, "{missing}");
         }
-        let wrong = said.replace("mode=native", "mode=magic");
-        let refused = adopt(&Said(&wrong)).err().unwrap().to_string();
-        assert!(refused.contains("tightbeam xdp-open"), "{refused}");
+        for (right, wrong) in [
+            ("mode=native", "mode=magic"),
+            ("socket=5,8", "socket=5,"),
+            ("socket=5,8", "socket=5,8,9"),
+            ("queue=1", "queue=4294967295"),
+        ] {
+            let wrong = said.replace(right, wrong);
+            let refused = adopt(&Said(&wrong)).err().unwrap().to_string();
+            assert!(refused.contains("tightbeam xdp-open"), "{refused}");
+        }
     }
 }

@@ -1,5 +1,8 @@
 //! Packets through AF_XDP: four rings that a socket shares with the kernel, and a program that steers packets to it.
 //!
+//! A NIC spreads what it receives over its queues, and a socket has one queue. So a device has a socket for each, all over one memory, and looks at
+//! them in turn; it sends through the first one. With `queue=N` it has that one alone.
+//!
 //! ```text
 //!      transmit ---> [ TX ] --- kick: sendto ---> kernel, NIC ---> wire
 //!          ^                                        |
@@ -14,7 +17,8 @@
 //!         +-------------------- the same frame, free again --------------+
 //! ```
 //!
-//! A frame is held by exactly one: by us (a token in one of two lists: free to send, free to receive), by FILL and RX, or by TX and COMPLETION.
+//! A frame is held by exactly one: by us (a token in one of our lists: free to send, free to receive at a queue), by FILL and RX, or by TX and
+//! COMPLETION. What was received at a queue goes back to that one, so none runs out of frames by what others receive.
 //! `tightbeam_sys::xdp` makes sure of it, so there is no `unsafe` here.
 //!
 //! What is ours is decided by the [`program`]: UDP over plain IPv4 to one port. All else goes on to the kernel, with which the NIC stays shared;
@@ -26,7 +30,7 @@
 //! | `mode.rs` | native or generic, copy or zero-copy: what is tried, in which order |
 //! | `asm.rs`, `program.rs` | the steering program, assembled instruction by instruction |
 //! | `steering.rs` | map, program and link of an interface; how they end |
-//! | `socket.rs` | opening a socket: memory, rings, bind, busy polling |
+//! | `socket.rs` | opening sockets over one memory: rings, bind, busy polling |
 //! | `open.rs`, `device.rs`, `envelopes.rs` | the [`Device`](tightbeam_segment::Device) |
 //! | `stats.rs`, `status.rs` | what is counted, and what is said about how it stands |
 //! | `interface.rs` | what an interface offers, before anything is opened |

@@ -1,15 +1,15 @@
-//! Opening a device: from an address to a socket that packets are steered to.
+//! Opening a device: from an address to sockets that packets are steered to.
 
 use crate::address::XdpAddress;
 use crate::device::{Place, XdpDevice};
 use crate::fix::{self, refused, system};
 use crate::interface;
 use crate::mode::{Attempt, attempts};
-use crate::socket::Socket;
+use crate::socket::Sockets;
 use crate::steering::Steering;
 use rustix::io::Errno;
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
-use std::os::fd::AsFd;
+use std::ops::Range;
 use tightbeam_segment::DeviceError;
 use tightbeam_sys::Network;
 use tightbeam_sys::link::Link;
@@ -46,7 +46,7 @@ impl XdpDevice {
 
     /// From now on nobody else can map its memory and write there.
     fn sealed(self) -> Result<XdpDevice, DeviceError> {
-        let sealed = self.socket.umem.seal();
+        let sealed = self.sockets.umem.seal();
         sealed.map_err(|errno| system("seal the frames' memory", errno, "this is not expected"))?;
         Ok(self)
     }
@@ -62,9 +62,9 @@ impl XdpDevice {
         let mut failed = None;
         for attempt in attempts(&place.link, zero_copy, &address.options) {
             match try_open(&place, &attempt, local.port()) {
-                Ok((socket, steering)) => {
-                    let opened = (socket, Some(steering), attempt);
-                    return Ok(XdpDevice::over(place, opened, (reserve, local), failed));
+                Ok((sockets, steering)) => {
+                    let opened = (sockets, Some(steering), attempt);
+                    return XdpDevice::over(place, opened, (reserve, local), failed);
                 }
                 Err(error) if may_fall_back(&error) => {
                     let tried = format!("{} {}", attempt.mode(), attempt.copy());
@@ -78,18 +78,16 @@ impl XdpDevice {
     }
 }
 
-/// One way: the socket first, then what steers packets to it.
+/// One way: the sockets first, then what steers packets to them.
 fn try_open(
     place: &Place,
     attempt: &Attempt,
     port: u16,
-) -> Result<(Socket, Steering), DeviceError> {
+) -> Result<(Sockets, Steering), DeviceError> {
     place.is_free()?;
-    let socket = Socket::open(&place.link, place.queue, attempt)?;
-    let fd = socket.xsk.as_fd();
-    let to = (place.queue, port);
-    let steering = Steering::start(place, attempt, to, fd)?;
-    Ok((socket, steering))
+    let sockets = Sockets::open(&place.link, place.bound.clone(), attempt)?;
+    let steering = Steering::start(place, attempt, port, &sockets.queues)?;
+    Ok((sockets, steering))
 }
 
 /// Whether another way may do what this one could not: it was the driver that refused, or its limits.
@@ -114,24 +112,25 @@ impl Place {
             .link(name)
             .map_err(|errno| fix::no_link(name, errno))?;
         if !link.up {
-            return Err(fix::bind(&link, address.options.queue, Errno::NETDOWN));
+            let queue = address.options.queue.unwrap_or(0);
+            return Err(fix::bind(&link, queue, Errno::NETDOWN));
         }
-        let queue = address.options.queue;
-        let place = Place::of(network, link, queue);
-        match queue < place.queues {
-            true => Ok(place),
-            false => Err(fix::no_queue(&place.link, queue, place.queues)),
-        }
+        let queues = interface::queues(&network, &link);
+        let bound = match address.options.queue {
+            None => 0..queues.max(1),
+            Some(queue) if queue < queues => queue..queue + 1,
+            Some(queue) => return Err(fix::no_queue(&link, queue, queues)),
+        };
+        Ok(Place::of(network, link, bound))
     }
 
-    /// A queue of an interface.
-    pub(crate) fn of(network: Network, link: Link, queue: u32) -> Place {
+    /// Queues of an interface.
+    pub(crate) fn of(network: Network, link: Link, bound: Range<u32>) -> Place {
         Place {
             driver: interface::driver(&network, &link),
-            queues: interface::queues(&network, &link),
             network,
             link,
-            queue,
+            bound,
         }
     }
 

@@ -1,11 +1,13 @@
 //! How a device stands: what the kernel says, not what was asked for.
 
-use crate::device::XdpDevice;
+use crate::device::{Place, XdpDevice};
 use crate::fix;
 use crate::interface;
+use crate::socket::Queue;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use tightbeam_segment::DeviceStatus;
-use tightbeam_sys::xdp;
+use tightbeam_sys::xdp::{self, Statistics};
 
 fn yes_no(yes: bool) -> String {
     if yes { "yes" } else { "no" }.into()
@@ -21,23 +23,41 @@ fn offloads(device: &XdpDevice) -> String {
     }
 }
 
-/// Queues of the interface, and what to do when packets may arrive at another one.
-fn queues(device: &XdpDevice) -> String {
-    let place = &device.place;
-    if place.queues <= 1 {
-        return place.queues.to_string();
+/// The queues that are ours.
+fn ours(device: &XdpDevice) -> String {
+    let Range { start, end } = device.place.bound;
+    match end - start {
+        1 => start.to_string(),
+        _ => format!("{start} to {}", end - 1),
     }
-    let (name, port, queue) = (&place.link.name, device.local.port(), place.queue);
+}
+
+/// Queues of the interface, and what to do when packets may arrive at one that is not ours.
+fn queues(device: &XdpDevice) -> String {
+    let Place { link, bound, .. } = &device.place;
+    // There may be more or less by now.
+    let queues = interface::queues(&device.place.network, link);
+    if bound.len() as u32 >= queues {
+        return queues.to_string();
+    }
+    let (name, port, queue) = (&link.name, device.local.port(), bound.start);
     format!(
-        "{}: packets that arrive at another one go to the kernel; `ethtool -L {name} combined 1`, or \
+        "{queues}: packets that arrive at another one go to the kernel; open the device without queue=, or `ethtool -L {name} combined {}`, or \
          `ethtool -N {name} flow-type udp4 dst-port {port} action {queue}`",
-        place.queues
+        bound.end
     )
+}
+
+/// What there is of each queue: once, if it is the same of all of them.
+fn of_each(device: &XdpDevice, fact: impl Fn(&Queue) -> String) -> String {
+    let mut facts: Vec<String> = device.sockets.queues.iter().map(fact).collect();
+    facts.dedup();
+    facts.join(", ")
 }
 
 pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
     let mut status = DeviceStatus::new("xdp");
-    let (place, got) = (&device.place, &device.socket.got);
+    let (place, got) = (&device.place, &device.sockets.got);
     let now = place.network.link_by_index(place.link.index);
     let state = match &now {
         Ok(link) if link.up => "up",
@@ -72,16 +92,19 @@ pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
             device.fell_back.clone().unwrap_or_else(|| "no".into()),
         ),
         ("program", steering),
-        ("queue", place.queue.to_string()),
+        ("queue", ours(device)),
         ("queues", queues(device)),
         ("mtu", mtu.to_string()),
         ("mtu_ceiling", ceiling.to_string()),
         ("max_packet", device.max_packet.to_string()),
-        ("napi_id", got.napi.to_string()),
-        ("busy_poll", yes_no(got.busy_poll)),
+        ("napi_id", of_each(device, |queue| queue.napi.to_string())),
+        (
+            "busy_poll",
+            of_each(device, |queue| yes_no(queue.busy_poll)),
+        ),
         (
             "need_wakeup",
-            yes_no(device.socket.xsk.transmit_needs_wakeup()),
+            yes_no(device.sockets.sender().transmit_needs_wakeup()),
         ),
         ("headroom", got.headroom.to_string()),
         ("transmit_budget", got.budget.to_string()),
@@ -89,8 +112,8 @@ pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
             "frames",
             format!(
                 "{} of {} bytes",
-                device.socket.umem.count(),
-                device.socket.umem.frame_bytes()
+                device.sockets.umem.count(),
+                device.sockets.umem.frame_bytes()
             ),
         ),
         ("checksum", device.checksum().into()),
@@ -103,11 +126,8 @@ pub(crate) fn status(device: &XdpDevice) -> DeviceStatus {
 fn counts(device: &XdpDevice) -> Vec<(&'static str, u64)> {
     let stats = &device.stats;
     // What is in the send ring still has not been sent.
-    let waiting = device
-        .socket
-        .xsk
-        .transmit_outstanding()
-        .map_or(0, u64::from);
+    let waiting = device.sockets.sender().transmit_outstanding();
+    let waiting = waiting.map_or(0, u64::from);
     let waiting = if device.gone { 0 } else { waiting };
     let mut counts = vec![
         ("sent", stats.queued - waiting),
@@ -121,22 +141,24 @@ fn counts(device: &XdpDevice) -> Vec<(&'static str, u64)> {
         ("lost_other_address", stats.misaddressed),
     ];
     // A socket whose interface is gone still tells.
-    if let Ok(kernel) = xdp::statistics(device.socket.xsk.as_fd()) {
-        counts.extend([
-            // Without a free frame, or longer than one.
-            ("lost_rx_dropped", kernel.rx_dropped),
-            ("lost_rx_ring_full", kernel.rx_ring_full.unwrap_or(0)),
-            ("rx_invalid_descs", kernel.rx_invalid_descs),
-            ("tx_invalid_descs", kernel.tx_invalid_descs),
-            (
-                "rx_fill_ring_empty_descs",
-                kernel.rx_fill_ring_empty_descs.unwrap_or(0),
-            ),
-            (
-                "tx_ring_empty_descs",
-                kernel.tx_ring_empty_descs.unwrap_or(0),
-            ),
-        ]);
-    }
+    let queues = device.sockets.queues.iter();
+    let kernel = queues.map_while(|queue| xdp::statistics(queue.xsk.as_fd()).ok());
+    let kernel: Vec<Statistics> = kernel.collect();
+    let sum = |count: fn(&Statistics) -> u64| kernel.iter().map(count).sum();
+    counts.extend([
+        // Without a free frame, or longer than one.
+        ("lost_rx_dropped", sum(|of| of.rx_dropped)),
+        ("lost_rx_ring_full", sum(|of| of.rx_ring_full.unwrap_or(0))),
+        ("rx_invalid_descs", sum(|of| of.rx_invalid_descs)),
+        ("tx_invalid_descs", sum(|of| of.tx_invalid_descs)),
+        (
+            "rx_fill_ring_empty_descs",
+            sum(|of| of.rx_fill_ring_empty_descs.unwrap_or(0)),
+        ),
+        (
+            "tx_ring_empty_descs",
+            sum(|of| of.tx_ring_empty_descs.unwrap_or(0)),
+        ),
+    ]);
     counts
 }

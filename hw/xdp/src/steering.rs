@@ -1,4 +1,4 @@
-//! Map, program and link of an interface: what steers packets to a socket, for as long as this lives.
+//! Map, program and link of an interface: what steers packets to sockets, for as long as this lives.
 //!
 //! The program is attached by a link, which the kernel drops with its last descriptor: a process that is killed leaves nothing behind. It
 //! is never attached by netlink, which would.
@@ -7,15 +7,17 @@ use crate::device::Place;
 use crate::fix;
 use crate::mode::Attempt;
 use crate::program::{self, SLOTS};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use crate::socket::Queue;
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use tightbeam_segment::DeviceError;
 use tightbeam_sys::Errno;
 use tightbeam_sys::bpf::{self, SocketMap};
 
-/// Packets to one port of one queue go to a socket.
+/// Packets to one port go to the socket of the queue at which they arrive.
 pub(crate) struct Steering {
     map: SocketMap,
-    queue: u32,
+    queues: Range<u32>,
     /// Attached, while this is open. The link keeps the program, and that the map.
     link: OwnedFd,
     /// The kernel's number of the program.
@@ -25,19 +27,22 @@ pub(crate) struct Steering {
 }
 
 impl Steering {
-    /// Steers UDP packets to `port` that arrive at a queue to its socket. All slots are this one's.
+    /// Steers UDP packets to `port` that arrive at a queue of the place's to its socket. All slots are this one's.
     ///
-    /// The map has the socket before the program is attached: no packet finds it empty.
+    /// The map has the sockets before the program is attached: no packet finds it empty.
     pub(crate) fn start(
         place: &Place,
         attempt: &Attempt,
-        (queue, port): (u32, u16),
-        socket: BorrowedFd<'_>,
+        port: u16,
+        sockets: &[Queue],
     ) -> Result<Steering, DeviceError> {
-        let map = SocketMap::create(program::key(queue + 1, 0)).map_err(fix::map)?;
-        for slot in 0..SLOTS {
-            let key = program::key(queue, slot);
-            map.insert(key, socket).map_err(fix::map)?;
+        let queues = place.bound.clone();
+        let map = SocketMap::create(program::key(queues.end, 0)).map_err(fix::map)?;
+        for (queue, socket) in queues.clone().zip(sockets) {
+            for slot in 0..SLOTS {
+                let key = program::key(queue, slot);
+                map.insert(key, socket.xsk.as_fd()).map_err(fix::map)?;
+            }
         }
         let code = program::steering(port, map.as_fd().as_raw_fd());
         let program = bpf::load_program(&code).map_err(fix::load)?;
@@ -45,7 +50,7 @@ impl Steering {
         let attached = attached.map_err(|errno| not_attached(place, attempt, errno))?;
         Ok(Steering {
             map,
-            queue,
+            queues,
             link: attached,
             program: bpf::program_id(program.as_fd()).unwrap_or(0),
             owner: std::process::id(),
@@ -59,14 +64,16 @@ impl Steering {
 }
 
 impl Drop for Steering {
-    /// Takes the socket out of the map, so that nothing goes to it any more when it is closed.
+    /// Takes the sockets out of the map, so that nothing goes to them any more when they are closed.
     fn drop(&mut self) {
         if self.owner != std::process::id() {
             return;
         }
-        for slot in 0..SLOTS {
-            // It is not there if the interface has gone.
-            let _ = self.map.remove(program::key(self.queue, slot));
+        for queue in self.queues.clone() {
+            for slot in 0..SLOTS {
+                // It is not there if the interface has gone.
+                let _ = self.map.remove(program::key(queue, slot));
+            }
         }
     }
 }

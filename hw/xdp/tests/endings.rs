@@ -33,8 +33,8 @@ fn program(namespace: &Namespace) -> Option<AttachedProgram> {
     network.link(END).expect("the interface").program
 }
 
-/// A bare socket on queue 0 of the end, with frames in its rings.
-fn socket(namespace: &Namespace) -> Xsk {
+/// A bare socket on a queue of the end, with frames in its rings.
+fn socket(namespace: &Namespace, queue: u32) -> Xsk {
     let sizes = RingSizes {
         fill: 64,
         completion: 64,
@@ -51,7 +51,7 @@ fn socket(namespace: &Namespace) -> Xsk {
         let network = Network::open().expect("a network");
         let index = network.link(END).expect("the interface").index;
         socket
-            .bind(index, 0, Copying::Copy)
+            .bind(index, queue, Copying::Copy)
             .expect("the queue is free");
         socket
     })
@@ -62,20 +62,26 @@ fn a_second_socket_on_a_queue_is_told_whose_it_is() {
     let Some(_alone) = netns::may() else {
         return;
     };
-    let pair = Pair::new("");
-    let other = socket(&pair.right);
-    let why = refused(&pair.right, &at(RIGHT, 7000, ""));
-    assert!(
-        why.contains("another AF_XDP socket has that queue"),
-        "{why}"
-    );
-    assert!(why.contains("ethtool -l ve0"), "{why}");
-    // Nothing is left of the attempt.
-    assert_eq!(program(&pair.right), None);
-    drop(other);
-    drop(listen(&pair.right, &at(RIGHT, 7000, "")).unwrap());
-    drop(listen(&pair.right, &at(RIGHT, 7000, "")).unwrap());
-    assert_eq!(program(&pair.right), None);
+    for (options, queue) in [("", 0), ("numrxqueues 2 numtxqueues 2", 1)] {
+        let pair = Pair::new(options);
+        let other = socket(&pair.right, queue);
+        let why = refused(&pair.right, &at(RIGHT, 7000, ""));
+        assert!(
+            why.contains(&format!("bind to queue {queue} of ve0")),
+            "{why}"
+        );
+        assert!(
+            why.contains("another AF_XDP socket has that queue"),
+            "{why}"
+        );
+        assert!(why.contains("ethtool -l ve0"), "{why}");
+        // Nothing is left of the attempt.
+        assert_eq!(program(&pair.right), None);
+        drop(other);
+        drop(listen(&pair.right, &at(RIGHT, 7000, "")).unwrap());
+        drop(listen(&pair.right, &at(RIGHT, 7000, "")).unwrap());
+        assert_eq!(program(&pair.right), None);
+    }
 }
 
 #[test]
@@ -305,13 +311,17 @@ fn a_process_that_is_killed_leaves_nothing() {
     let Some(_alone) = netns::may() else {
         return;
     };
-    for mode in MODES {
-        let pair = Pair::new("");
+    let queues = ["", "numrxqueues 4 numtxqueues 4"];
+    for (mode, options) in queues
+        .iter()
+        .flat_map(|queues| MODES.map(|mode| (mode, queues)))
+    {
+        let pair = Pair::new(options);
         let mut child = held_by_a_child(&pair.right, mode);
         assert!(program(&pair.right).is_some(), "{mode}");
         child.kill().unwrap();
         child.wait().unwrap();
-        // Its queue and its port are free, and no program is attached, once the process is reaped.
+        // Its queues and its port are free, and no program is attached, once the process is reaped.
         assert_eq!(program(&pair.right), None, "{mode}");
         let (mut server, mut client, to) = both(&pair, mode);
         send(&mut client, &to, b"as new");

@@ -6,7 +6,7 @@
 //!   fork -> descriptors stay open over exec
 //!           no capability, no way to get one
 //!           killed when the opener ends
-//!           exec ----------------------------->  take_inherited: AF_XDP socket, memory, UDP socket
+//!           exec ----------------------------->  take_inherited: AF_XDP sockets, memory, UDP socket
 //! ```
 //!
 //! What is not handed over is what gives power over others: the program that steers packets, its map and its link.
@@ -16,6 +16,7 @@ use crate::memory::SIZE_SEALS;
 use crate::xdp::{Frame, RingSizes, Umem, Xsk};
 use rustix::io::FdFlags;
 use rustix::net::{AddressFamily, sockopt};
+use std::collections::BTreeSet;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -159,13 +160,13 @@ pub fn spawn_unprivileged(
 }
 
 /// Descriptors that were handed over to this process, by their numbers, and what is known of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inherited {
-    /// An AF_XDP socket that is bound.
-    pub socket: RawFd,
-    /// The memory of its frames.
+    /// AF_XDP sockets that are bound, one at least.
+    pub sockets: Vec<RawFd>,
+    /// The memory of their frames.
     pub memory: RawFd,
-    /// A UDP socket that has its port.
+    /// A UDP socket that has their port.
     pub port: RawFd,
     /// Frames.
     pub frames: u32,
@@ -173,7 +174,7 @@ pub struct Inherited {
     pub frame_bytes: u32,
     /// The first so many frames are in FILL, or beyond.
     pub filled: u32,
-    /// Entries of its rings.
+    /// Entries of each one's rings.
     pub sizes: RingSizes,
 }
 
@@ -181,18 +182,19 @@ pub struct Inherited {
 ///
 /// [`Errno::EXIST`] if it was taken before; [`Errno::BADF`] if a descriptor is not open, or is of another kind; [`Errno::INVAL`] if sizes do not
 /// fit.
-pub fn take_inherited(said: &Inherited) -> Result<(Xsk, Umem, Vec<Frame>, OwnedFd), Errno> {
+pub fn take_inherited(said: &Inherited) -> Result<(Vec<Xsk>, Umem, Vec<Frame>, OwnedFd), Errno> {
     static TAKEN: AtomicBool = AtomicBool::new(false);
-    let numbers = [said.socket, said.memory, said.port];
-    let distinct =
-        said.socket != said.memory && said.memory != said.port && said.socket != said.port;
-    if !distinct || numbers.iter().any(|&number| number <= libc::STDERR_FILENO) {
+    let mut numbers = vec![said.memory, said.port];
+    numbers.extend(&said.sockets);
+    let distinct = numbers.iter().collect::<BTreeSet<_>>().len() == numbers.len();
+    let standard = numbers.iter().any(|&number| number <= libc::STDERR_FILENO);
+    if !distinct || standard || said.sockets.is_empty() {
         return Err(Errno::BADF);
     }
     if TAKEN.swap(true, Ordering::Relaxed) {
         return Err(Errno::EXIST);
     }
-    for number in numbers {
+    for &number in &numbers {
         // SAFETY: bounds: the call takes plain numbers; of one that is not open it is an error.
         let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
         // What is close-on-exec was not handed over: this process has opened it itself.
@@ -205,18 +207,22 @@ pub fn take_inherited(said: &Inherited) -> Result<(Xsk, Umem, Vec<Frame>, OwnedF
         // no standard one; and taken by nobody else, because that happens once.
         unsafe { OwnedFd::from_raw_fd(number) }
     };
-    let [socket, memory, port] = numbers.map(own);
-    for descriptor in [&socket, &memory, &port] {
+    let [memory, port] = [said.memory, said.port].map(own);
+    let sockets: Vec<OwnedFd> = said.sockets.iter().copied().map(own).collect();
+    for descriptor in sockets.iter().chain([&memory, &port]) {
         rustix::io::fcntl_setfd(descriptor, FdFlags::CLOEXEC)?;
     }
     let of = |socket, family| sockopt::socket_domain(socket).is_ok_and(|found| found == family);
     let seals = rustix::fs::fcntl_get_seals(&memory);
-    let kinds = of(&socket, AddressFamily::XDP) && of(&port, AddressFamily::INET);
+    let all_xdp = sockets.iter().all(|fd| of(fd, AddressFamily::XDP));
+    let kinds = all_xdp && of(&port, AddressFamily::INET);
     if !kinds || !seals.is_ok_and(|seals| seals.contains(SIZE_SEALS)) {
         return Err(Errno::BADF);
     }
     let (umem, frames) = Umem::adopt(memory, said.frames, said.frame_bytes, said.filled)?;
-    Ok((Xsk::adopt(socket, &umem, said.sizes)?, umem, frames, port))
+    let adopt = |socket| Xsk::adopt(socket, &umem, said.sizes);
+    let sockets: Result<Vec<Xsk>, Errno> = sockets.into_iter().map(adopt).collect();
+    Ok((sockets?, umem, frames, port))
 }
 
 #[cfg(test)]
@@ -258,7 +264,7 @@ mod tests {
     #[test]
     fn what_was_not_handed_over_is_not_taken() {
         let said = Inherited {
-            socket: 1,
+            sockets: vec![1],
             memory: 700,
             port: 701,
             frames: 4,
@@ -272,15 +278,14 @@ mod tests {
             },
         };
         assert_eq!(take_inherited(&said).err(), Some(Errno::BADF));
-        let twice = Inherited {
-            socket: 700,
-            ..said
+        let of = |sockets| Inherited {
+            sockets,
+            ..said.clone()
         };
+        assert_eq!(take_inherited(&of(vec![])).err(), Some(Errno::BADF));
+        let twice = of(vec![702, 700]);
         assert_eq!(take_inherited(&twice).err(), Some(Errno::BADF));
-        let closed = Inherited {
-            socket: 702,
-            ..said
-        };
+        let closed = of(vec![702, 703]);
         assert_eq!(take_inherited(&closed).err(), Some(Errno::BADF));
         assert_eq!(take_inherited(&closed).err(), Some(Errno::EXIST));
     }

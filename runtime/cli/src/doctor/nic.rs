@@ -81,18 +81,13 @@ fn driver(interface: &Interface) -> Finding {
 }
 
 fn queues(interface: &Interface) -> Finding {
-    let (name, many) = (&interface.link.name, interface.queues);
-    if many <= 1 {
-        return Finding::ok("queues", format!("{many}"));
-    }
-    Finding::note(
-        "queues",
-        format!(
-            "{many}: a device has one of them (?queue=N), and gets only what the NIC puts there. One queue, or a rule for its port: \
-             `ethtool -N {name} flow-type udp4 dst-port PORT action N`"
+    let says = match interface.queues {
+        many @ 0..=1 => many.to_string(),
+        many => format!(
+            "{many}: a device has a socket on each and looks at all of them, or on one alone (?queue=N), which gets what the NIC puts there"
         ),
-    )
-    .mended_by(format!("ethtool -L {name} combined 1"))
+    };
+    Finding::ok("queues", says)
 }
 
 /// What the driver can do, and what is therefore tried.

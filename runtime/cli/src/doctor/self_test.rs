@@ -7,7 +7,7 @@ use super::capabilities::Effective;
 use super::finding::Finding;
 use std::time::{Duration, Instant};
 use tightbeam::{Device, DeviceError, DeviceStatus, Route};
-use tightbeam_xdp::{CopyChoice, Interface, ModeChoice, Options, XdpAddress, XdpDevice};
+use tightbeam_xdp::{Interface, ModeChoice, Options, XdpAddress, XdpDevice};
 
 const NAME: &str = "self-test";
 const BYTES: usize = 64;
@@ -33,10 +33,8 @@ pub(super) fn run(interface: &Interface) -> Vec<Finding> {
         interface: interface.link.name.clone(),
         at: std::net::SocketAddrV4::new(ip, 0),
         options: Options {
-            queue: 0,
             mode: ModeChoice::Generic,
-            copy: CopyChoice::Auto,
-            strict: false,
+            ..Options::default()
         },
     };
     let ended = XdpDevice::listen(&address).and_then(|mut device| send(&mut device, interface));
