@@ -1,6 +1,6 @@
 //! What is stepped through, and what the victim and the survivor agree on: messages, and the words of the ledger.
 
-use tightbeam::MAX_INLINE;
+use tightbeam::{MAX_INLINE, MAX_PARTS};
 
 /// What the victim does between its two marks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,12 +26,28 @@ pub(crate) enum Operation {
     /// A frame to the survivor and to the third party.
     Publish,
     ReceiveFrame,
+    /// A frame that the third party has, too.
+    ReceivePublished,
     /// A frame in memory that must be mapped first.
     ReceiveGrant,
     /// A frame that all stages of a path have, and the word that it is this one's turn.
     TakeTurn,
     /// A call in a frame, which is answered in one.
     CallFrame,
+    /// An offer for which there is no room, and which the policy has wait in the queue.
+    Queue,
+    /// The same when the queue is full: the oldest in it makes room.
+    DropOldest,
+    /// The same to the survivor and to the third party, in a frame: one has it, for the other it waits.
+    PublishQueued,
+    /// A poll that sends what waits in the queue.
+    Unqueue,
+    /// An offer that waits for room, asleep.
+    Block,
+    /// A call that is queued for a worker's thread.
+    HandOver,
+    /// A poll that sends what a worker has answered.
+    Answer,
     /// To a survivor that sleeps on a descriptor.
     Wake,
     /// On a descriptor, until there is a message.
@@ -48,7 +64,7 @@ pub(crate) enum Operation {
 use Operation::*;
 
 impl Operation {
-    pub(crate) const ALL: [Operation; 25] = [
+    pub(crate) const ALL: [Operation; 33] = [
         Send,
         SendLong,
         SendWrap,
@@ -64,9 +80,17 @@ impl Operation {
         Grow,
         Publish,
         ReceiveFrame,
+        ReceivePublished,
         ReceiveGrant,
         TakeTurn,
         CallFrame,
+        Queue,
+        DropOldest,
+        PublishQueued,
+        Unqueue,
+        Block,
+        HandOver,
+        Answer,
         Wake,
         Sleep,
         Connect,
@@ -93,9 +117,17 @@ impl Operation {
             Grow => "frame, in new memory",
             Publish => "frame, published to two",
             ReceiveFrame => "frame, received",
+            ReceivePublished => "frame, published, received",
             ReceiveGrant => "frame, received and mapped",
             TakeTurn => "frame, a turn on a path",
             CallFrame => "frame, call and answer",
+            Queue => "offer, queued",
+            DropOldest => "offer, drops the oldest",
+            PublishQueued => "frame, published and queued",
+            Unqueue => "poll sends a queue",
+            Block => "offer, waits for room",
+            HandOver => "handler, for a worker",
+            Answer => "answer of a worker",
             Wake => "send to a sleeper",
             Sleep => "sleep on a descriptor",
             Connect => "open by connecting",
@@ -117,6 +149,8 @@ impl Operation {
             SendLong => (1, 0),
             SendWrap => (LAP - 1, 0),
             SendJump => (LAP - 1, LAP - 1),
+            // The ring is full; nothing of the next lap fits.
+            Queue | DropOldest | PublishQueued | Unqueue | Block => (3, LAP),
             Close | CloseListener => (3, 3),
             _ => (3, 0),
         }
@@ -127,6 +161,7 @@ impl Operation {
     pub(crate) fn told_before(self) -> (u64, &'static [usize]) {
         match self {
             Receive => (LAP - 1, &[SHORT]),
+            ReceivePublished => (LAP - 1, &[]),
             ReceiveLong => (LAP - 1, &[LONG]),
             Credit => (LAP - 1, &[SHORT; 6]),
             ReceiveFrame | ReceiveGrant => (LAP - 1, &[FRAMED]),
@@ -139,14 +174,35 @@ impl Operation {
     /// Length of the messages that were exchanged before.
     pub(crate) fn len_before(self) -> usize {
         match self {
-            SendFrame | Publish | ReceiveFrame | TakeTurn | CallFrame => FRAMED,
+            SendFrame | Publish | ReceiveFrame | ReceivePublished | TakeTurn | CallFrame => FRAMED,
             _ => SHORT,
         }
     }
 
     /// Whether somebody sleeps until the other does something: then the survivor acts when the victim waits.
     pub(crate) fn sleeps(self) -> bool {
-        matches!(self, CallAsleep | Sleep)
+        matches!(self, CallAsleep | Sleep | Block)
+    }
+
+    /// Whether a survivor that polls in between would have the victim do something else.
+    pub(crate) fn needs_rest(self) -> bool {
+        self.sleeps() || matches!(self, Queue | DropOldest | PublishQueued)
+    }
+
+    /// Whether who is killed later has come as far at least: not so when that depends on the control thread of a listener, or on how
+    /// often it is looked for room until there is some.
+    pub(crate) fn is_steady(self) -> bool {
+        !self.listens() && self != Block
+    }
+
+    /// Whether messages wait in the victim's queue.
+    pub(crate) fn queues(self) -> bool {
+        matches!(self, Queue | DropOldest | PublishQueued | Unqueue)
+    }
+
+    /// Whether a worker's thread answers a call.
+    pub(crate) fn works(self) -> bool {
+        matches!(self, HandOver | Answer)
     }
 
     /// Whether the victim spins until the survivor has polled.
@@ -164,6 +220,10 @@ impl Operation {
     }
 }
 
+/// Messages that wait in a queue before the operation, and as many as there is room for.
+pub(crate) const QUEUED: u64 = 3;
+pub(crate) const QUEUE: usize = MAX_PARTS;
+
 /// The rings are so deep, and a lap of one that drains has so many messages of one slot.
 pub(crate) const DEPTH: usize = 16;
 const LAP: u64 = 16;
@@ -174,6 +234,9 @@ pub(crate) const LONG: usize = MAX_INLINE;
 pub(crate) const FRAMED: usize = MAX_INLINE + 200;
 /// What is told of a path's frame.
 pub(crate) const TICKET: u64 = 7;
+/// What a worker is asked, and what is queued so that it is dropped.
+pub(crate) const ASKED: u64 = 1 << 20;
+pub(crate) const SCRAP: u64 = 1 << 21;
 
 /// Words of the ledger. The victim writes how far it is; messages that it is about to send, and has sent; messages that it
 /// has handled, and how many of them were not what was sent.
@@ -198,6 +261,7 @@ pub(crate) const ASK: u16 = 2;
 pub(crate) const ECHO: u16 = 3;
 pub(crate) const ON_PATH: u16 = 4;
 pub(crate) const TURN: u16 = 5;
+pub(crate) const LATER: u16 = 6;
 
 /// What fills the messages: those that are near each other differ in every byte.
 static FILLS: [[u8; FRAMED]; 64] = {

@@ -100,11 +100,10 @@ impl Plan {
             let mut progress = 0;
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let odd = (n / stride + self.seed) % 2 == 1;
-                let polls = !operation.sleeps() && odd == (fate == Fate::Killed);
+                let polls = !operation.needs_rest() && odd == (fate == Fate::Killed);
                 let walked = go_to(operation, (&way, n), fate, polls, &mut survivor);
                 let done = match walked {
-                    // How far a listener is that closes depends on its control thread too.
-                    Ok(Walked::To(true)) if fate == Fate::Killed && !operation.listens() => {
+                    Ok(Walked::To(true)) if fate == Fate::Killed && operation.is_steady() => {
                         let before = std::mem::replace(&mut progress, survivor.progress());
                         check(before <= progress, || {
                             format!("saw {progress}, but {before} of one killed earlier")

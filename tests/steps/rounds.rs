@@ -1,11 +1,12 @@
 //! One victim: how it comes to a point of its operation, what happens to it there, and what the survivor must see then.
 
 use crate::operation::{
-    ATTEMPTED, DONE, HANDLED, Operation, PREPARED, PUBLISHED, SHORT, STAGE, TOLD, VERIFIED,
+    ATTEMPTED, DEPTH, DONE, HANDLED, Operation, PREPARED, PUBLISHED, QUEUED, SHORT, STAGE, TOLD,
+    VERIFIED,
 };
 use crate::ptrace::{Resume, Stop, Task, Traced};
 use crate::support::patiently;
-use crate::survivor::{Checked, Survivor, check};
+use crate::survivor::{Checked, End, Survivor, check};
 use crate::walk::{self, Company, Seen, Walker, Way};
 use crate::{start, victim};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, kill_process, waitid};
@@ -69,7 +70,8 @@ impl Company for Watching<'_> {
             if std::mem::take(&mut self.tells) && self.wrong.is_ok() {
                 self.wrong = self.survivor.tell(SHORT).map(drop);
             }
-            self.poll();
+            // All that the ring holds: a part of it may not be room enough, and the next look is a nap away.
+            (0..DEPTH).for_each(|_| self.poll());
         }
         false
     }
@@ -189,6 +191,12 @@ impl<'a> Round<'a> {
         }
         let (said, _) = self.operation.said_before();
         survivor.until("what comes first", |s| s.delivered() == said)?;
+        if self.operation == Operation::Unqueue {
+            // What waits then, and what is handled so that there is room for it.
+            let filled = said + self.operation.said_before().1;
+            survivor.ledger.wait_for(ATTEMPTED, filled + QUEUED);
+            survivor.until("the ring is empty", |s| s.delivered() == filled)?;
+        }
         let (told, waiting) = self.operation.told_before();
         for _ in 0..told {
             let len = self.operation.len_before();
@@ -207,6 +215,8 @@ impl<'a> Round<'a> {
         }
         match self.operation {
             Operation::TakeTurn => survivor.tell_along_path()?,
+            Operation::ReceivePublished => survivor.tell_both()?,
+            Operation::HandOver | Operation::Answer => survivor.ask_a_worker()?,
             Operation::Wake => survivor.fall_asleep()?,
             _ => {}
         }
@@ -281,7 +291,10 @@ impl<'a> Round<'a> {
             "not all was sent".into()
         })?;
         let closed = survivor.end().is_some_and(|end| end.closed);
-        check(closed, || "dead, but it has closed".into())
+        check(closed, || "dead, but it has closed".into())?;
+        let answers = u64::from(self.operation.works());
+        let late = survivor.end().map(End::late_answers);
+        check(late == Some(answers), || format!("late answers: {late:?}"))
     }
 
     /// The same for the victim's control thread, which goes on only while the survivor waits for it: another thread walks it.

@@ -2,8 +2,8 @@
 //! may hear of the victim and what must be left of it.
 
 use crate::operation::{
-    ASK, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, NUMBERED, ON_PATH, Operation,
-    PUBLISHED, SHORT, TURN, WRONG, is_payload, payload,
+    ASK, ASKED, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, LATER, NUMBERED, ON_PATH,
+    Operation, PUBLISHED, SCRAP, SHORT, TURN, WRONG, is_payload, payload,
 };
 use crate::support::{Ledger, Looks, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
@@ -30,10 +30,16 @@ pub(crate) fn check(holds: bool, wrong: impl FnOnce() -> String) -> Checked {
 struct Seen {
     next: u64,
     wrong: Option<u64>,
+    /// Messages that are dropped, unless there is room for them in time.
+    scraps: u64,
 }
 
 impl Seen {
     fn see(&mut self, bytes: &[u8]) {
+        if is_payload(bytes, SCRAP) {
+            self.scraps += 1;
+            return;
+        }
         if !is_payload(bytes, self.next) {
             self.wrong.get_or_insert(self.next);
         }
@@ -76,6 +82,13 @@ fn descriptors() -> Vec<String> {
 pub(crate) struct End {
     pub(crate) closed: bool,
     counters: Counters,
+}
+
+impl End {
+    /// Answers to calls of the survivor that nobody waited for any more.
+    pub(crate) fn late_answers(&self) -> u64 {
+        self.counters.get(Counter::DropLateReply)
+    }
 }
 
 pub(crate) struct Survivor {
@@ -283,6 +296,32 @@ impl Survivor {
         sent.map_err(|error| format!("its turn: {error}"))
     }
 
+    /// Sends one frame to the third party and to the victim.
+    pub(crate) fn tell_both(&mut self) -> Checked {
+        let victim = self.victim.ok_or("no victim")?;
+        let message = payload(self.told, FRAMED);
+        let frame = self.endpoint.shared_frame(message.len());
+        let mut frame = frame.map_err(|error| format!("a shared frame: {error}"))?;
+        frame.copy_from_slice(&message);
+        let both = [self.third, victim];
+        let published = self.endpoint.publish(&both, NUMBERED, &frame.freeze());
+        self.told += 1;
+        check(published.sent == 2, || format!("{published:?}"))
+    }
+
+    /// Calls what the victim leaves to a worker, and waits for no answer. What is asked has no place in the order of what is told.
+    pub(crate) fn ask_a_worker(&mut self) -> Checked {
+        let victim = self.victim.ok_or("no victim")?;
+        let message = payload(ASKED, SHORT);
+        let answer = self
+            .endpoint
+            .call_to(victim, LATER, &message, Duration::ZERO);
+        match answer {
+            Err(CallError::DeadlineExceeded) => Ok(()),
+            other => Err(format!("asked without patience, its worker says {other:?}")),
+        }
+    }
+
     /// Says that it sleeps on its descriptor, as long as it is not [woken up](Self::wake_up). It may poll all the same.
     pub(crate) fn fall_asleep(&mut self) -> Checked {
         let deadline = Instant::now() + PATIENCE;
@@ -376,7 +415,7 @@ impl Survivor {
 
     /// How much of the victim's doing has been seen: the same victim killed later has got at least as far.
     pub(crate) fn progress(&self) -> u64 {
-        let of_end = |end: &End| u64::from(end.closed) + end.counters.get(Counter::DropLateReply);
+        let of_end = |end: &End| u64::from(end.closed) + end.late_answers();
         self.delivered() + self.end.as_ref().map_or(0, of_end)
     }
 
@@ -415,7 +454,9 @@ impl Survivor {
             format!("{published} published, {attempted} attempted, {delivered} delivered")
         })?;
         let dropped = count(Counter::DropNoHandler) + count(Counter::DropMalformed);
-        let adds_up = count(Counter::Received) == delivered + late && dropped == 0;
+        let scraps = self.endpoint.state().scraps;
+        let adds_up = count(Counter::Received) == delivered + scraps + late && dropped == 0;
+        let adds_up = adds_up && scraps <= 1;
         check(adds_up, || {
             format!("{delivered} delivered, counted {counters:?}")
         })?;

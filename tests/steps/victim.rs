@@ -2,16 +2,18 @@
 //! amiss and closes.
 
 use crate::operation::{
-    ASK, ATTEMPTED, DELIVERED, DEPTH, DONE, ECHO, FRAMED, HANDLED, LONG, NUMBERED, ON_PATH,
-    Operation, PREPARED, PUBLISHED, SHORT, STAGE, TICKET, TOLD, TURN, VERIFIED, WRONG, is_payload,
-    payload,
+    ASK, ASKED, ATTEMPTED, DELIVERED, DEPTH, DONE, ECHO, FRAMED, HANDLED, LATER, LONG, NUMBERED,
+    ON_PATH, Operation, PREPARED, PUBLISHED, QUEUE, QUEUED, SCRAP, SHORT, STAGE, TICKET, TOLD,
+    TURN, VERIFIED, WRONG, is_payload, payload,
 };
-use crate::support::{Ledger, PATIENCE, opened, patiently};
+use crate::support::{Ledger, Looks, PATIENCE, opened, patiently};
 use rustix::event::{PollFd, PollFlags};
 use rustix::process::Signal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use tightbeam::{
-    Batch, Builder, ChannelId, Counter, Endpoint, Frame, Handlers, Message, PoolAudit, Reply,
-    Response, SendError, Wait,
+    Batch, Builder, ChannelId, Counter, Endpoint, Event, Frame, Handlers, Later, Message, Offered,
+    Policy, PoolAudit, Reply, Response, SendError, Wait, Workers,
 };
 
 /// How many messages the batch has, and their length.
@@ -27,6 +29,25 @@ struct Spoken {
     /// Who else gets what is said, in shared frames.
     other: Option<ChannelId>,
     path: tightbeam::Stage<()>,
+    desk: Arc<Desk>,
+}
+
+/// What the victim's worker waits for, and has done.
+#[derive(Default)]
+struct Desk {
+    open: AtomicBool,
+    answered: AtomicU64,
+}
+
+/// In a worker: answers as soon as it may.
+fn work(desk: &Arc<Desk>, message: &[u8], later: Later) {
+    assert!(is_payload(message, ASKED), "another question");
+    let mut looks = Looks::new();
+    while !desk.open.load(Ordering::Acquire) {
+        looks.another();
+    }
+    later.send(message);
+    desk.answered.fetch_add(1, Ordering::Release);
 }
 
 impl Spoken {
@@ -68,7 +89,8 @@ fn turn(spoken: &mut Spoken, message: Message<'_>, _: Reply<'_>) {
     spoken.hear(message.bytes());
 }
 
-fn builder(address: &str) -> Builder<Spoken> {
+fn builder(operation: Operation, address: &str) -> Builder<Spoken> {
+    let desk = Arc::new(Desk::default());
     let spoken = Spoken {
         place: address.to_owned(),
         ledger: Ledger::of(address),
@@ -76,6 +98,7 @@ fn builder(address: &str) -> Builder<Spoken> {
         heard: 0,
         other: None,
         path: tightbeam::Stage::new(1),
+        desk: Arc::clone(&desk),
     };
     let handlers: Handlers<Spoken> = Handlers::new()
         .on(NUMBERED, |spoken: &mut Spoken, message, _| {
@@ -86,7 +109,16 @@ fn builder(address: &str) -> Builder<Spoken> {
         .on(TURN, turn);
     let builder = Endpoint::builder().state(spoken).handlers(handlers);
     let builder = builder.depth(DEPTH).deadline(PATIENCE);
-    builder.open_within(PATIENCE)
+    let builder = builder.open_within(PATIENCE).queue(QUEUE, QUEUE * FRAMED);
+    match operation {
+        Operation::HandOver | Operation::Answer => {
+            builder.workers(Workers::new(desk).threads(1).on(LATER, work))
+        }
+        Operation::Block => builder.policy(Policy::Block(PATIENCE)).wait(Wait::Park),
+        Operation::CallAsleep => builder.wait(Wait::Park),
+        _ if operation.queues() => builder.policy(Policy::DropOldest),
+        _ => builder,
+    }
 }
 
 /// Where a victim listens.
@@ -183,7 +215,7 @@ fn frames_are_back(endpoint: &mut Endpoint<Spoken>) {
 pub(crate) fn run(operation: Operation, address: &str) {
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL)).expect("a signal");
     let ledger = Ledger::of(address);
-    let builder = builder(address);
+    let builder = builder(operation, address);
     let mut endpoint = match operation {
         Operation::Connect => {
             mark();
@@ -212,7 +244,6 @@ pub(crate) fn run(operation: Operation, address: &str) {
             opened(&mut endpoint);
             endpoint
         }
-        Operation::CallAsleep => builder.wait(Wait::Park).connect(address).expect("open"),
         _ => builder.connect(address).expect("it listens"),
     };
     prepare(operation, &mut endpoint, &ledger);
@@ -240,7 +271,70 @@ fn prepare(operation: Operation, endpoint: &mut Endpoint<Spoken>, ledger: &Ledge
         endpoint.poll(1);
         std::thread::yield_now();
     }
+    match operation {
+        Operation::Queue | Operation::PublishQueued | Operation::Unqueue => {
+            (0..QUEUED).for_each(|_| assert_eq!(offer_next(endpoint), Offered::Queued));
+        }
+        Operation::DropOldest => {
+            let scrap = payload(SCRAP, SHORT);
+            assert_eq!(endpoint.offer(NUMBERED, &scrap), Ok(Offered::Queued));
+            (1..QUEUE).for_each(|_| assert_eq!(offer_next(endpoint), Offered::Queued));
+        }
+        _ => {}
+    }
+    if operation == Operation::PublishQueued {
+        let third = third_address(&endpoint.state().place);
+        let other = patiently(|| endpoint.open(&third).ok());
+        endpoint.state_mut().other = Some(other);
+    }
     ledger.wait_for(PREPARED, 1);
+    if operation == Operation::Answer {
+        // The call is handed over before the worker may answer it, and no poll has come by since it has.
+        patiently(|| (endpoint.poll(1) > 0).then_some(()));
+        let desk = Arc::clone(&endpoint.state().desk);
+        desk.open.store(true, Ordering::Release);
+        patiently(|| (desk.answered.load(Ordering::Acquire) > 0).then_some(()));
+    }
+}
+
+/// Offers the next message, for which there is no room unless the survivor has polled while this process was stopped. It has not been
+/// sent before a poll sends it.
+fn offer_next(endpoint: &mut Endpoint<Spoken>) -> Offered {
+    let number = endpoint.state().said;
+    let message = payload(number, SHORT);
+    let offered = endpoint.offer(NUMBERED, &message).expect("a queue");
+    assert_ne!(offered, Offered::Dropped);
+    let spoken = endpoint.state_mut();
+    spoken.said += 1;
+    spoken.ledger.write(ATTEMPTED, number + 1);
+    offered
+}
+
+/// What waits is sent, and then written down as such.
+fn queue_is_sent(endpoint: &mut Endpoint<Spoken>) {
+    let survivor = survivor_of(endpoint);
+    patiently(|| {
+        endpoint.poll(64);
+        let load = endpoint.load(survivor).expect("it is open");
+        (load.queued == 0).then_some(())
+    });
+    let spoken = endpoint.state();
+    spoken.ledger.write(PUBLISHED, spoken.said);
+}
+
+/// A frame for both, of which one has it and for the other it waits, unless that has polled.
+fn publish_next(endpoint: &mut Endpoint<Spoken>) {
+    let (number, survivor) = (endpoint.state().said, survivor_of(endpoint));
+    let other = endpoint.state().other.expect("opened before");
+    let message = payload(number, FRAMED);
+    let mut frame = endpoint.shared_frame(message.len()).expect("a frame");
+    frame.copy_from_slice(&message);
+    let published = endpoint.publish(&[other, survivor], NUMBERED, &frame.freeze());
+    let (sent, queued) = (published.sent, published.queued);
+    assert!(sent >= 1 && sent + queued == 2, "{published:?}");
+    let spoken = endpoint.state_mut();
+    spoken.said += 1;
+    spoken.ledger.write(ATTEMPTED, number + 1);
 }
 
 fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
@@ -270,7 +364,20 @@ fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger
         | Operation::Reply
         | Operation::ReceiveFrame
         | Operation::ReceiveGrant
-        | Operation::TakeTurn => assert!(endpoint.poll(64) > 0),
+        | Operation::ReceivePublished
+        | Operation::TakeTurn
+        | Operation::HandOver => assert!(endpoint.poll(64) > 0),
+        Operation::Queue | Operation::DropOldest => {
+            offer_next(&mut endpoint);
+        }
+        Operation::PublishQueued => publish_next(&mut endpoint),
+        Operation::Block => saying(&mut endpoint, |endpoint| {
+            assert_eq!(endpoint.offer(NUMBERED, &short), Ok(Offered::Sent));
+        }),
+        // Sends what there is to send.
+        Operation::Unqueue | Operation::Answer => {
+            endpoint.poll(64);
+        }
         Operation::SendFrame => say_frame(&mut endpoint, ready.expect("made before")),
         Operation::Grow => {
             let frame = frame_of(&mut endpoint, &framed);
@@ -301,7 +408,45 @@ fn perform(operation: Operation, mut endpoint: Endpoint<Spoken>, ledger: &Ledger
     if operation == Operation::SendWrap {
         assert_eq!(self::restarts(&endpoint), restarts + 1, "it starts over");
     }
+    finish(operation, &mut endpoint);
     part(endpoint, ledger);
+}
+
+/// What an operation has left to later polls; and that it did what it is named after.
+fn finish(operation: Operation, endpoint: &mut Endpoint<Spoken>) {
+    let survivor = survivor_of(endpoint);
+    let count = |endpoint: &Endpoint<Spoken>, counter| {
+        let counters = endpoint.counters(survivor).expect("it is open");
+        counters.get(counter)
+    };
+    if operation == Operation::Unqueue {
+        let load = endpoint.load(survivor).expect("it is open");
+        assert_eq!(load.queued, 0, "there was room for all of it");
+    }
+    if operation.queues() {
+        queue_is_sent(endpoint);
+        // Of the queue that was full one had to go, unless there was room by then.
+        let counts = [Counter::DropOldest, Counter::Sent, Counter::Offered];
+        let [dropped, sent, offered] = counts.map(|counter| count(endpoint, counter));
+        let scraps = u64::from(operation == Operation::DropOldest);
+        let unoffered = endpoint.state().said + scraps - offered;
+        assert!(dropped <= scraps && sent + dropped == unoffered + offered);
+    }
+    if operation.works() {
+        let answered = |endpoint: &Endpoint<Spoken>| {
+            let answers = count(endpoint, Counter::Sent) - endpoint.state().said;
+            (answers == 1).then_some(())
+        };
+        if operation == Operation::Answer {
+            answered(endpoint).expect("one poll sends it");
+        }
+        let desk = Arc::clone(&endpoint.state().desk);
+        desk.open.store(true, Ordering::Release);
+        patiently(|| {
+            endpoint.poll(64);
+            answered(endpoint)
+        });
+    }
 }
 
 fn restarts(endpoint: &Endpoint<Spoken>) -> u64 {
@@ -330,7 +475,10 @@ fn part(mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
         (told > 0 && endpoint.state().heard == told - 1).then_some(())
     });
     frames_are_back(&mut endpoint);
-    assert!(endpoint.next_event().is_none(), "nothing has ended");
+    while let Some(event) = endpoint.next_event() {
+        let passes = matches!(event, Event::Degraded { .. } | Event::Recovered { .. });
+        assert!(passes, "nothing has ended: {event:?}");
+    }
     assert_eq!(ledger.read(WRONG), 0);
     ledger.write(STAGE, VERIFIED);
 }

@@ -22,6 +22,7 @@ mod latency;
 mod link;
 mod load;
 pub(crate) mod machine;
+mod memory;
 pub(crate) mod net;
 pub(crate) mod overload;
 mod paths;

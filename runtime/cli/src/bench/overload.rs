@@ -8,10 +8,12 @@
 //!
 //! The peak is what the consumer takes of a publisher that waits for it ([`Policy::Block`]). It is measured anew before each overload,
 //! and the ratio is of the two. After each, the books are closed: whatever was offered was sent or dropped by the policy's own
-//! cause, and what was sent has been got.
+//! cause, and what was sent has been got. That nothing grows is shown by the publisher's memory before, with the most that ever waits,
+//! and after.
 
 use super::fault::BenchError;
 use super::machine::Machine;
+use super::memory::{self, Memory};
 use super::plan::{self, parse_cpus, parse_seconds};
 use super::report::{SCHEMA, round};
 use super::second::{self, Board, PATIENCE, address, other};
@@ -107,16 +109,6 @@ fn serve_until_quit(args: &PeerArgs) -> io::Result<()> {
     Ok(())
 }
 
-/// Kibibytes that this process has in memory.
-fn resident() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
-    let pages = pages.split_whitespace().nth(1);
-    pages
-        .and_then(|pages| pages.parse::<u64>().ok())
-        .unwrap_or(0)
-        * 4
-}
-
 #[derive(Debug, Serialize)]
 struct Row {
     policy: &'static str,
@@ -127,6 +119,52 @@ struct Row {
     /// Of the peak beside it.
     goodput: Spread,
     dropped_percent: f64,
+    memory: Over,
+}
+
+/// The publisher's memory.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Over {
+    /// Before the first overload of this kind.
+    before: Memory,
+    /// At the end of an overload, while all that waits is there: the most of all of them.
+    full: Memory,
+    /// After the last, when nothing is under way.
+    after: Memory,
+}
+
+impl Over {
+    fn until(self, next: Over) -> Over {
+        Over {
+            before: self.before,
+            full: self.full.max(next.full),
+            after: next.after,
+        }
+    }
+
+    fn resident(&self) -> String {
+        let all = [self.before, self.full, self.after];
+        let [before, full, after] = all.map(|memory| table::grouped(memory.resident_kib));
+        format!("{before}, {full}, {after}")
+    }
+
+    /// Of segments and frames what there is, or from what to what that has changed.
+    fn shared(&self) -> String {
+        let shared = |memory: Memory| {
+            let Memory {
+                segments,
+                segments_kib,
+                frames,
+                ..
+            } = memory;
+            format!("{segments}, {segments_kib}, {frames}")
+        };
+        let [before, full, after] = [self.before, self.full, self.after].map(shared);
+        match before == full && full == after {
+            true => before,
+            false => format!("{before} -> {full} -> {after}"),
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -180,6 +218,7 @@ struct Slice {
     got: u64,
     dropped: u64,
     seconds: f64,
+    memory: Over,
 }
 
 fn measure(args: &OverloadArgs, cpus: [usize; 2]) -> io::Result<Found> {
@@ -214,15 +253,13 @@ impl Bench {
             .collect();
         let mut slices: Vec<Vec<(Slice, f64)>> = cells.iter().map(|_| Vec::new()).collect();
         let mut peaks = Vec::new();
-        // All that is ever needed has been touched.
-        for policy in [
-            Policy::Block(PATIENCE),
-            Policy::DropNewest,
-            Policy::DropOldest,
-        ] {
+        // All that is ever needed has been touched: what waits, and what this measurement itself takes. Twice, because the allocator
+        // gives the memory of a queue back to the kernel the first time, and keeps it from then on.
+        let first = [(Policy::Block(PATIENCE), 0)];
+        for (policy, _) in [&first[..], &cells[..]].concat().repeat(2) {
             self.slice(policy, f64::INFINITY)?;
         }
-        let before = resident();
+        let before = memory::resident();
         let end = Instant::now() + Duration::from_secs_f64(seconds);
         while Instant::now() < end || slices.iter().any(Vec::is_empty) {
             for ((policy, factor), slices) in cells.iter().zip(&mut slices) {
@@ -233,7 +270,7 @@ impl Bench {
                 slices.push((slice, peak));
             }
         }
-        let grown_kib = resident() as i64 - before as i64;
+        let grown_kib = memory::resident() as i64 - before as i64;
         let rows = cells.iter().zip(&slices);
         let rows: Option<Vec<Row>> = rows.map(|(cell, slices)| row(*cell, slices)).collect();
         Ok(Found {
@@ -257,6 +294,7 @@ impl Bench {
             _ => Counter::DropNewest,
         };
         let before = [Counter::Offered, Counter::Sent, cause].map(|counter| self.count(counter));
+        let memory = Memory::of(&self.publisher, self.channel);
         let got = self.board.get(Word::Got as usize);
         let (start, mut offered) = (Instant::now(), 0u64);
         let mut gone = Duration::ZERO;
@@ -276,6 +314,7 @@ impl Bench {
             gone = start.elapsed();
         }
         let taken = self.board.get(Word::Got as usize) - got;
+        let full = Memory::of(&self.publisher, self.channel);
         self.settle()?;
         let after = [Counter::Offered, Counter::Sent, cause].map(|counter| self.count(counter));
         let [counted, sent, dropped] = std::array::from_fn(|n| after[n] - before[n]);
@@ -291,6 +330,11 @@ impl Bench {
             got: taken,
             dropped,
             seconds: gone.as_secs_f64(),
+            memory: Over {
+                before: memory,
+                full,
+                after: Memory::of(&self.publisher, self.channel),
+            },
         })
     }
 
@@ -322,6 +366,7 @@ fn row((policy, factor): (Policy, u32), slices: &[(Slice, f64)]) -> Option<Row> 
     let shares = slices
         .iter()
         .map(|(slice, _)| slice.dropped as f64 / slice.offered.max(1) as f64);
+    let memory = slices.iter().map(|(slice, _)| slice.memory);
     Some(Row {
         policy: match policy {
             Policy::DropOldest => "drop oldest",
@@ -332,6 +377,7 @@ fn row((policy, factor): (Policy, u32), slices: &[(Slice, f64)]) -> Option<Row> 
         got_per_s: rate(|slice| slice.got)?.round(),
         goodput: Spread::of(goodput)?.map(round),
         dropped_percent: round(median(shares)? * 100.0),
+        memory: memory.reduce(Over::until)?,
     })
 }
 
@@ -344,6 +390,8 @@ fn render(found: &Found, machine: &Machine) -> String {
             "got a second",
             "dropped %",
             "of the peak [p10-p90]",
+            "resident KiB: before, full, after",
+            "segments, KiB, frames",
         ],
         1,
     );
@@ -355,6 +403,8 @@ fn render(found: &Found, machine: &Machine) -> String {
             table::grouped(row.got_per_s as u64),
             format!("{:.1}", row.dropped_percent),
             table::spread(&row.goodput),
+            row.memory.resident(),
+            row.memory.shared(),
         ]);
     }
     format!(
