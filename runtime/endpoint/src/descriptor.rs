@@ -197,11 +197,12 @@ impl<S, D> Endpoint<S, D> {
                 Rc::clone(self.watcher.insert(Rc::new(watcher)))
             }
         };
-        for (line, token) in self.lines.iter().zip(LINES..) {
-            line.watch(&watcher, token).map_err(|errno| ArmError {
-                call: "watch a device",
-                errno,
-            })?;
+        for line in &self.lines {
+            line.watch(&watcher, LINES + line.number)
+                .map_err(|errno| ArmError {
+                    call: "watch a device",
+                    errno,
+                })?;
         }
         Ok(watcher)
     }
@@ -272,8 +273,8 @@ impl<S, D> Endpoint<S, D> {
 
     /// The next poll looks at the device of this name.
     fn look_soon(&self, token: u64) {
-        let line = usize::try_from(token - LINES).ok();
-        let line = line.and_then(|line| self.lines.get(line));
+        let mut lines = self.lines.iter();
+        let line = lines.find(|line| line.number == token - LINES);
         line.inspect(|line| line.look_soon());
     }
 

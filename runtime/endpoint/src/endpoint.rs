@@ -146,7 +146,9 @@ impl<S, D> Endpoint<S, D> {
     /// Closes a channel. The peer still receives what was sent, then learns that it was closed. Replies that have not come
     /// yet are lost, and so is what waits in a [queue](crate::Policy::DropOldest) and finds no room now. `false` if there is no such channel.
     pub fn close(&mut self, channel: ChannelId) -> bool {
-        self.leave(channel).is_some()
+        let closed = self.leave(channel).is_some();
+        self.drop_unused_lines();
+        closed
     }
 
     /// Closes a channel, and returns what it has counted.

@@ -83,6 +83,11 @@ impl Desk {
         Ok(())
     }
 
+    /// Whether who asks may get a channel.
+    pub(super) fn is_open(&self) -> bool {
+        self.doorman.is_some()
+    }
+
     /// Takes a packet that is for no channel.
     #[cold]
     pub(super) fn take(

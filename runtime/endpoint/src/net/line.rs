@@ -34,6 +34,8 @@ pub(crate) struct Line {
     inner: RefCell<Inner>,
     /// Names the device: who opens the same one again gets this line.
     name: Option<String>,
+    /// The endpoint's number for it, which no other line of it has.
+    pub(crate) number: u64,
     /// Between the beginning and the end of a poll.
     in_turn: Cell<bool>,
     /// Times that something was to be sent since the last turn.
@@ -68,7 +70,11 @@ pub(super) struct Inner {
 }
 
 impl Line {
-    pub(super) fn new(device: Box<dyn Carrier>, name: Option<String>, desk: Desk) -> Rc<Line> {
+    pub(super) fn new(
+        device: Box<dyn Carrier>,
+        (name, number): (Option<String>, u64),
+        desk: Desk,
+    ) -> Rc<Line> {
         Rc::new(Line {
             inner: RefCell::new(Inner {
                 device,
@@ -83,6 +89,7 @@ impl Line {
                 failed: None,
             }),
             name,
+            number,
             in_turn: Cell::new(false),
             sent: Cell::new(0),
             idle: Cell::new(0),
@@ -262,6 +269,20 @@ impl Line {
             self.watched.set(true);
         }
         Ok(())
+    }
+
+    /// Whether it has no channel, and will have none: nobody can ask for one, nor find the device by a name.
+    pub(crate) fn is_unused(&self) -> bool {
+        let inner = self.inner.borrow();
+        let known = self.name.is_some() || inner.desk.is_open();
+        !known && inner.news.is_empty() && inner.fars.iter().all(Option::is_none)
+    }
+
+    /// Has this watcher not watch it any more.
+    pub(crate) fn unwatch(&self, watcher: &Watcher) {
+        if self.watched.get() {
+            watcher.remove(self.inner.borrow().device.as_fd());
+        }
     }
 
     /// How the device stands, and the channel of this slot.

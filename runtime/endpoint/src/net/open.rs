@@ -59,6 +59,7 @@ impl<S, D: Devices> Endpoint<S, D> {
             self.add_line(Rc::clone(&line));
         }
         let (channel, _) = self.adopt_device(&line, opened);
+        self.drop_unused_lines();
         Ok(channel)
     }
 
@@ -97,11 +98,9 @@ impl<S, D: Devices> Endpoint<S, D> {
                 needed: LEAST_PACKET,
             });
         }
-        Ok(Line::new(
-            device,
-            location.device.clone(),
-            Desk::new(max_packet),
-        ))
+        let number = self.lines.last().map_or(0, |last| last.number + 1);
+        let name = (location.device.clone(), number);
+        Ok(Line::new(device, name, Desk::new(max_packet)))
     }
 
     /// From now on the endpoint looks at this line, and waits for it.
@@ -109,6 +108,20 @@ impl<S, D: Devices> Endpoint<S, D> {
         self.lines.push(line);
         // Who waits on descriptors already waits for this one, too.
         self.all_armed.set(false);
+    }
+}
+
+impl<S, D> Endpoint<S, D> {
+    /// Gives up lines over which there is no channel any more: each costs a descriptor, and a look in each poll.
+    pub(crate) fn drop_unused_lines(&mut self) {
+        let watcher = self.watcher.as_deref();
+        self.lines.retain(|line| {
+            let used = !line.is_unused();
+            if let (false, Some(watcher)) = (used, watcher) {
+                line.unwatch(watcher);
+            }
+            used
+        });
     }
 }
 
