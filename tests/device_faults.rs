@@ -3,7 +3,7 @@
 #[path = "support/mod.rs"]
 mod support;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::net::{SocketAddr, SocketAddrV4, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
@@ -32,6 +32,8 @@ struct Faults {
     /// What is sent arrives nowhere.
     lossy: Cell<bool>,
     longest: Cell<Option<usize>>,
+    /// Nothing is received before somebody says so, or has taken his time.
+    late: RefCell<Option<mpsc::Receiver<()>>>,
 }
 
 thread_local! {
@@ -99,6 +101,9 @@ impl Device for Faulty {
         most: usize,
         take: &mut dyn FnMut(Packet<'_>),
     ) -> Result<usize, DeviceError> {
+        if let Some(signal) = &*self.faults.late.borrow() {
+            let _ = signal.recv_timeout(WITHIN);
+        }
         self.device.receive(most, take)
     }
 
@@ -339,6 +344,87 @@ fn the_end_of_a_channel_does_not_end_the_next_one_in_its_slot() {
     }
     assert_eq!(client.next_event().map(|event| event.channel()), None);
     other.stop();
+}
+
+/// What a server sends as soon as it has given a channel may come together with the word that it has, in whatever order.
+#[test]
+fn what_a_server_sends_at_once_finds_its_channel() {
+    const AT_ONCE: u64 = 10;
+    let address = "udp:127.0.0.1:47211";
+    let (listening, listens) = mpsc::channel();
+    let (sent, is_sent) = mpsc::channel();
+    let server = thread::spawn(move || {
+        let mut server = tightbeam::Endpoint::listen(address, handlers()).unwrap();
+        listening.send(()).unwrap();
+        let channel = loop {
+            server.poll(64);
+            if let Some(Event::Opened { channel, .. }) = server.next_event() {
+                break channel;
+            }
+        };
+        for _ in 0..AT_ONCE {
+            server.try_send_to(channel, COUNT, b"welcome").unwrap();
+            server.poll(64);
+        }
+        sent.send(()).unwrap();
+        patiently(|| {
+            server.poll(64);
+            server.next_event()
+        })
+    });
+    listens.recv().expect("a server");
+    *faults().late.borrow_mut() = Some(is_sent);
+    let builder = tightbeam_endpoint::Endpoint::<(), One>::builder().state(0);
+    let mut client = builder
+        .handlers(handlers())
+        .connect("one:127.0.0.1:47211")
+        .unwrap();
+    *faults().late.borrow_mut() = None;
+    patiently(|| {
+        client.poll(64);
+        (*client.state() == AT_ONCE).then_some(())
+    });
+    assert_eq!(client.call(ECHO, b"on").unwrap(), b"on");
+    assert_eq!(client.next_event().map(|event| event.channel()), None);
+    drop(client);
+    let event = server.join().unwrap();
+    assert!(matches!(event, Event::Closed { .. }), "{event:?}");
+}
+
+/// An endpoint that goes from one server to the next keeps nothing of the channels that are over, whoever ended them.
+#[test]
+fn channels_that_are_over_leave_no_socket() {
+    let sockets = || {
+        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
+        let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
+        let links = links.map(|link| link.display().to_string());
+        links.filter(|link| link.starts_with("socket:")).count()
+    };
+    let (server, address) = Server::start(47210);
+    let address = address.replace("one:", "udp:");
+    let mut client = tightbeam::Endpoint::connect(&address).unwrap();
+    // Other tests of this process have sockets, too, but never so many.
+    let before = sockets();
+    for _ in 0..200 {
+        // As an application with an event loop of its own does.
+        drop(client.arm().unwrap());
+        let other = client.open(&address).unwrap();
+        assert_eq!(client.call_to(other, ECHO, b"on", PATIENCE).unwrap(), b"on");
+        assert!(client.close(other));
+    }
+    let after = sockets();
+    assert!(after < before + 100, "{after} sockets, {before} before");
+    server.stop();
+    let event = patiently(|| {
+        client.poll(64);
+        client.next_event()
+    });
+    assert!(matches!(event, Event::Closed { .. }), "{event:?}");
+    let (again, _) = Server::start(47210);
+    let channel = client.open(&address).unwrap();
+    assert_eq!(client.channels().collect::<Vec<_>>(), [channel]);
+    assert_eq!(client.call(ECHO, b"on").unwrap(), b"on");
+    again.stop();
 }
 
 /// Opens a channel with the shortest packets that there can be; its socket.

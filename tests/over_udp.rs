@@ -418,52 +418,6 @@ fn a_flood_of_hellos_keeps_nothing() {
     assert!(stranger.received > 0 && stranger.received <= stranger.sent);
 }
 
-/// An endpoint that goes from one server to the next keeps nothing of the channels that are over, however they ended.
-#[test]
-fn channels_that_are_over_leave_no_socket() {
-    let address = "udp:127.0.0.1:47116";
-    let server = Peer::start("server", address);
-    let mut client = connect(address);
-    let sockets = || {
-        let all = std::fs::read_dir("/proc/self/fd").unwrap().flatten();
-        let links = all.filter_map(|entry| std::fs::read_link(entry.path()).ok());
-        links
-            .filter(|link| link.display().to_string().starts_with("socket:"))
-            .count()
-    };
-    let own = client.channels().next().unwrap();
-    let within = Duration::from_secs(20);
-    let mut open = |client: &mut Endpoint, close: bool| {
-        // As an application with an event loop of its own does.
-        drop(client.arm().unwrap());
-        let other = client.open(address).unwrap();
-        assert_eq!(client.call_to(other, ECHO, b"on", within).unwrap(), b"on");
-        assert!(!close || client.close(other));
-        other
-    };
-    open(&mut client, true);
-    // Other tests of this process have sockets too, but never so many.
-    let before = sockets();
-    for _ in 0..200 {
-        open(&mut client, true);
-    }
-    assert!(sockets() < before + 100, "{} sockets", sockets());
-    let last = open(&mut client, false);
-    drop(server);
-    let _second = Peer::start("server", address);
-    let _ = connect(address);
-    for channel in [own, last] {
-        let event = patiently(|| {
-            let _ = client.try_send_to(channel, COUNT, b"unknown");
-            client.poll_for(1, Duration::from_millis(1));
-            client.next_event()
-        });
-        assert!(matches!(event, Event::Dead { .. }), "{event:?}");
-    }
-    let again = open(&mut client, false);
-    assert_eq!(client.channels().collect::<Vec<_>>(), [again]);
-}
-
 /// Not a test: what the child processes run.
 #[test]
 fn child_role() {

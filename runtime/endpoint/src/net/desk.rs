@@ -43,7 +43,12 @@ struct Asking {
     host: SocketAddrV4,
     slot: u16,
     progress: Progress,
+    /// What the other side has sent over the channel since it gave it: that may come together with its answer, or before it.
+    early: Vec<Vec<u8>>,
 }
+
+/// Packets that are kept until there is a channel for them; what comes then is lost, as its number will show.
+const EARLY: usize = 16;
 
 pub(crate) struct Desk {
     since: Instant,
@@ -86,6 +91,19 @@ impl Desk {
     /// Whether who asks may get a channel.
     pub(super) fn is_open(&self) -> bool {
         self.doorman.is_some()
+    }
+
+    /// Whether a packet is for the channel that is asked for: then it is kept, and not answered by a word that nobody knows it.
+    #[cold]
+    pub(super) fn keep_early(&mut self, from: Route, packet: &Packet<&[u8]>, bytes: &[u8]) -> bool {
+        let Some(asking) = &mut self.asking else {
+            return false;
+        };
+        let is_its = asking.host == from.to && asking.client.cookie() == packet.cookie();
+        if is_its && asking.early.len() < EARLY {
+            asking.early.push(bytes.to_vec());
+        }
+        is_its
     }
 
     /// Takes a packet that is for no channel.
@@ -285,6 +303,7 @@ impl Desk {
             host,
             slot,
             progress: Progress::Nothing,
+            early: Vec::new(),
         });
         Ok(())
     }
@@ -317,9 +336,10 @@ impl Desk {
         })
     }
 
-    /// Ends asking; for which slot it was.
-    pub(super) fn end_asking(&mut self) -> u16 {
-        self.asking.take().map_or(0, |asking| asking.slot)
+    /// Ends asking; for which slot it was, and what has come for it.
+    pub(super) fn end_asking(&mut self) -> (u16, Vec<Vec<u8>>) {
+        let asked = self.asking.take();
+        asked.map_or_else(Default::default, |asking| (asking.slot, asking.early))
     }
 }
 

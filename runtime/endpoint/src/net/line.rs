@@ -402,6 +402,7 @@ impl Inner {
                         holding.push(far.slot());
                     }
                 }
+                _ if desk.keep_early(packet.from, &read, packet.bytes) => {}
                 _ => {
                     strangers.add(Counter::Cookie);
                     desk.take(packet.from, read, packet.bytes, fars, news);
@@ -417,6 +418,21 @@ impl Inner {
                 self.failed = Some(error);
                 0
             }
+        }
+    }
+
+    /// Takes what has come over a channel before there was one.
+    pub(super) fn take_early(&mut self, slot: u16, early: &[Vec<u8>]) {
+        let Some(Some(far)) = self.fars.get_mut(usize::from(slot)) else {
+            return;
+        };
+        for bytes in early {
+            if let Ok(packet) = message::Packet::new_checked(bytes.as_slice()) {
+                self.news.extend(far.take(packet));
+            }
+        }
+        if far.holds() {
+            self.holding.push(slot);
         }
     }
 

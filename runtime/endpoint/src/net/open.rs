@@ -54,11 +54,13 @@ impl<S, D: Devices> Endpoint<S, D> {
         let opened = connect(&line, address, location.host, &self.options);
         // Meanwhile packets for others may have come.
         self.take_news();
-        let opened = opened?;
+        let (opened, early) = opened?;
+        let slot = opened.slot;
         if !self.lines.iter().any(|known| Rc::ptr_eq(known, &line)) {
             self.add_line(Rc::clone(&line));
         }
         let (channel, _) = self.adopt_device(&line, opened);
+        line.inner().take_early(slot, &early);
         self.drop_unused_lines();
         Ok(channel)
     }
@@ -125,22 +127,22 @@ impl<S, D> Endpoint<S, D> {
     }
 }
 
-/// Opens a channel to who listens at `host`, within `options.within`.
+/// Opens a channel to who listens at `host`, within `options.within`; and what has come over it already.
 fn connect(
     line: &Line,
     address: &str,
     host: SocketAddrV4,
     options: &OpenOptions,
-) -> Result<Opened, OpenError> {
+) -> Result<(Opened, Vec<Vec<u8>>), OpenError> {
     let route = line.inner().device.route(host)?;
     let slot = free_slot(&line.inner().fars, None);
     line.inner().desk.ask(host, options, slot)?;
     let agreed = ask(line, address, &route, options);
     let mut inner = line.inner();
-    let slot = inner.desk.end_asking();
+    let (slot, early) = inner.desk.end_asking();
     let (far, opened) = build(&agreed?, slot, route, options);
     seat(&mut inner.fars, far);
-    Ok(opened)
+    Ok((opened, early))
 }
 
 /// Asks until there is an answer, or patience ends.
