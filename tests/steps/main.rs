@@ -23,6 +23,8 @@
 //! each step of the victim at every other point, and not before its end at the others. The victim is a child with
 //! rings of 16 slots; messages, bounds and counts are in `operation.rs`.
 
+#[path = "../support/numbered.rs"]
+mod numbered;
 #[path = "../support/ptrace.rs"]
 mod ptrace;
 #[path = "../support/mod.rs"]

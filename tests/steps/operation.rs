@@ -262,33 +262,3 @@ pub(crate) const ECHO: u16 = 3;
 pub(crate) const ON_PATH: u16 = 4;
 pub(crate) const TURN: u16 = 5;
 pub(crate) const LATER: u16 = 6;
-
-/// What fills the messages: those that are near each other differ in every byte.
-static FILLS: [[u8; FRAMED]; 64] = {
-    let mut fills = [[0; FRAMED]; 64];
-    let mut number = 0;
-    while number < fills.len() {
-        fills[number] = [number as u8 + 1; FRAMED];
-        number += 1;
-    }
-    fills
-};
-
-fn head(number: u64, len: usize) -> [u8; 8] {
-    (number | (len as u64) << 48).to_le_bytes()
-}
-
-fn fill(number: u64, len: usize) -> &'static [u8] {
-    &FILLS[(number % 64) as usize][..len - 8]
-}
-
-/// The message with this number.
-pub(crate) fn payload(number: u64, len: usize) -> Vec<u8> {
-    [&head(number, len), fill(number, len)].concat()
-}
-
-/// Whether it is that message, whole.
-pub(crate) fn is_payload(bytes: &[u8], number: u64) -> bool {
-    let len = bytes.len();
-    len >= 8 && bytes[..8] == head(number, len) && bytes[8..] == *fill(number, len)
-}

@@ -1,9 +1,10 @@
 //! The endpoint that must not be hurt: it has a channel with a third party and one with the victim, and knows what it
 //! may hear of the victim and what must be left of it.
 
+use crate::numbered::{is_payload, payload};
 use crate::operation::{
     ASK, ASKED, ATTEMPTED, DELIVERED, DEPTH, ECHO, FRAMED, HANDLED, LATER, NUMBERED, ON_PATH,
-    Operation, PUBLISHED, SCRAP, SHORT, TURN, WRONG, is_payload, payload,
+    Operation, PUBLISHED, SCRAP, SHORT, TURN, WRONG,
 };
 use crate::support::{Ledger, Looks, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};

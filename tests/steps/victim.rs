@@ -1,10 +1,11 @@
 //! The process that is stepped: brings itself to the mark, does one operation, and if it may go on, checks that nothing is
 //! amiss and closes.
 
+use crate::numbered::{is_payload, payload};
 use crate::operation::{
     ASK, ASKED, ATTEMPTED, DELIVERED, DEPTH, DONE, ECHO, FRAMED, HANDLED, LATER, LONG, NUMBERED,
     ON_PATH, Operation, PREPARED, PUBLISHED, QUEUE, QUEUED, SCRAP, SHORT, STAGE, TICKET, TOLD,
-    TURN, VERIFIED, WRONG, is_payload, payload,
+    TURN, VERIFIED, WRONG,
 };
 use crate::support::{Ledger, Looks, PATIENCE, opened, patiently};
 use rustix::event::{PollFd, PollFlags};

@@ -52,7 +52,7 @@ impl Drop for Scratch {
 pub(crate) struct Ledger(SharedWords);
 
 impl Ledger {
-    const WORDS: usize = 8;
+    const WORDS: usize = 16;
 
     /// The ledger that belongs to an address; whoever asks first makes it.
     pub(crate) fn of(address: &str) -> Ledger {

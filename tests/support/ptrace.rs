@@ -13,6 +13,8 @@ pub(crate) enum Resume {
     Run,
     /// For one instruction.
     Step,
+    /// Until it enters the kernel for a call, or comes back from one.
+    Call,
 }
 
 /// Why a task does not run.
@@ -51,6 +53,7 @@ impl Task {
         let code = match how {
             Resume::Run => libc::PTRACE_CONT,
             Resume::Step => libc::PTRACE_SINGLESTEP,
+            Resume::Call => libc::PTRACE_SYSCALL,
         };
         self.request(code as _, 0, number(signal))
     }
