@@ -283,6 +283,7 @@ impl<S, D> Endpoint<S, D> {
                 Verdict::Waits => {}
             }
         }
+        self.drop_unused_lines();
     }
 
     fn remove(&mut self, slot: usize, end: End) {
