@@ -104,10 +104,8 @@ fn several_queues_are_one_device() {
     let Some(_alone) = may() else { return };
     let pair = Pair::new("numrxqueues 4 numtxqueues 4");
     let (xdp, udp) = (format!("xdp:{END}/10.77.0.1:7002"), "udp:10.77.0.1:7002");
-    for wait in [Wait::Spin, Wait::Adaptive] {
-        for _ in 0..4 {
-            echo(&pair, &xdp, udp, wait, 1440);
-        }
-        echo(&pair, &xdp, &xdp, wait, 1440);
+    echo(&pair, &xdp, &xdp, Wait::Spin, 1440);
+    for _ in 0..4 {
+        echo(&pair, &xdp, udp, Wait::Adaptive, 1440);
     }
 }
