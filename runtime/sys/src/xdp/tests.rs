@@ -128,3 +128,17 @@ fn what_the_kernel_refuses_to_bind_is_said() {
         assert_eq!(napi_id(socket.as_fd()), Ok(0));
     });
 }
+
+/// Without a NAPI instance, as here, they do nothing; that they are taken can be seen all the same.
+#[test]
+fn the_options_of_busy_polling_are_those_of_the_kernel() {
+    alone(|lo| {
+        let (socket, _umem) = socket();
+        socket.bind(lo, 0, Copying::Copy).unwrap();
+        let says = |option| get_option(socket.as_fd(), libc::SOL_SOCKET, option);
+        assert_eq!(says(libc::SO_PREFER_BUSY_POLL), Ok(0));
+        set_busy_poll(socket.as_fd(), 21, 63).unwrap();
+        assert_eq!(says(libc::SO_PREFER_BUSY_POLL), Ok(1));
+        assert_eq!(says(libc::SO_BUSY_POLL), Ok(21));
+    });
+}
