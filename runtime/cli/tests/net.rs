@@ -56,6 +56,7 @@ fn root_gets_figures_of_every_path() {
         ("xdp-floor-native", [1, 1, 0]),
         ("xdp-device-native", [1, 1, 0]),
         ("udp-veth", [2, 1, 2]),
+        ("udp-veth-gather", [0, 0, 1]),
         ("udp-veth-io_uring", [2, 1, 0]),
     ];
     for (path, expected) in paths {

@@ -322,14 +322,17 @@ impl<D: Datagram> Station for Sink<D> {
 /// One message a call, sent at its moment and waited for by itself.
 pub(super) struct Single {
     socket: DatagramSocket,
+    /// After something has come it sleeps for so long and takes all there is; if nothing has come meanwhile, it waits for the next.
+    pause: Option<Duration>,
     sequence: Sequence,
     message: Box<[u8]>,
 }
 
 impl Single {
-    pub(super) fn new(socket: DatagramSocket, size: usize) -> Single {
+    pub(super) fn new(socket: DatagramSocket, size: usize, pause: Option<Duration>) -> Single {
         Single {
             socket,
+            pause,
             sequence: Sequence::new(),
             message: vec![0; size].into_boxed_slice(),
         }
@@ -353,17 +356,26 @@ impl Station for Single {
     fn serve(&mut self, count: u32) -> Result<u32, Broken> {
         let (mut burst, mut since) = (Burst::new(count, None), None);
         let Single {
-            socket, message, ..
+            socket,
+            message,
+            pause,
+            ..
         } = self;
+        let mut due = *pause;
         while !burst.complete() {
-            match rustix::net::recv(&socket.socket, &mut **message, socket.recv) {
+            let flags = match due {
+                Some(_) => RecvFlags::DONTWAIT,
+                None => socket.recv,
+            };
+            match rustix::net::recv(&socket.socket, &mut **message, flags) {
                 Ok((_, 0)) => return Err(Broken::Closed),
                 Ok((_, length)) => {
                     burst.take(&message[..length]);
-                    since = None;
+                    (since, due) = (None, *pause);
                     continue;
                 }
                 Err(Errno::INTR) => {}
+                Err(Errno::AGAIN) if let Some(pause) = due.take() => std::thread::sleep(pause),
                 Err(Errno::AGAIN) if socket.spinning.is_none() || silent(&mut since) => break,
                 Err(Errno::AGAIN) => {
                     if let Some(pause) = socket.spinning {

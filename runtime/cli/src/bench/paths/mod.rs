@@ -44,6 +44,7 @@ pub(crate) const ALL: &[&dyn Path] = &[
     &tcp::Tcp { coalesced: true },
     &udp::Udp {
         over: udp::Over::Loopback,
+        gather: false,
     },
     &uring::UdpUring {
         over: udp::Over::Loopback,
@@ -94,6 +95,11 @@ pub(crate) const NET: &[&dyn Path] = &[
     },
     &udp::Udp {
         over: udp::Over::Cable,
+        gather: false,
+    },
+    &udp::Udp {
+        over: udp::Over::Cable,
+        gather: true,
     },
     &uring::UdpUring {
         over: udp::Over::Cable,

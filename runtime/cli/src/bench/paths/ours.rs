@@ -43,7 +43,7 @@ const STRIDE: u64 = 256;
 /// Slots of a ring that all of them fit into.
 const DEPTH: usize = 4096;
 /// For how long messages gather: of 50,000 a second there are five then, or ten with what the kernel takes longer.
-const GATHER: Duration = Duration::from_micros(100);
+pub(super) const GATHER: Duration = Duration::from_micros(100);
 /// How long an opening may take.
 const OPENING: Duration = Duration::from_secs(3);
 /// Each channel has a port of its own.

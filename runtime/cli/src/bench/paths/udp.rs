@@ -2,6 +2,7 @@
 //! same is reported.
 
 use super::datagram::{DatagramSocket, Single, Sink, Source, Window};
+use super::ours::GATHER;
 use super::wire::Half;
 use super::{Answering, Lane, Offer, Path, Station, take};
 use crate::bench::fault::Broken;
@@ -14,6 +15,8 @@ use std::path::Path as FilePath;
 
 pub(crate) struct Udp {
     pub(super) over: Over,
+    /// Who waits lets messages gather.
+    pub(super) gather: bool,
 }
 
 /// What is between the two sockets.
@@ -50,14 +53,15 @@ fn bind(address: Ipv4Addr) -> std::io::Result<UdpSocket> {
 
 impl Path for Udp {
     fn name(&self) -> &'static str {
-        match self.over {
-            Over::Loopback => "udp",
-            Over::Cable => "udp-veth",
+        match (self.over, self.gather) {
+            (Over::Loopback, _) => "udp",
+            (Over::Cable, false) => "udp-veth",
+            (Over::Cable, true) => "udp-veth-gather",
         }
     }
 
-    fn does(&self, _job: Job, _wait: Wait) -> bool {
-        true
+    fn does(&self, job: Job, wait: Wait) -> bool {
+        !self.gather || (job, wait) == (Job::Load, Wait::Block)
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
@@ -73,7 +77,7 @@ impl Path for Udp {
                 }
                 Job::Load => {
                     let socket = DatagramSocket::new(near, &spec);
-                    Lane::Pace(Box::new(Single::new(socket, spec.size)))
+                    Lane::Pace(Box::new(Single::new(socket, spec.size, None)))
                 }
                 Job::PingPong | Job::Call => Lane::Exchange(Box::new(Half::new(
                     DatagramSocket::new(near, &spec),
@@ -103,7 +107,11 @@ impl Path for Udp {
             Job::Load => {
                 // For its buffers and the bound of its waits.
                 Window::open(socket.as_fd(), spec.size)?;
-                Box::new(Single::new(DatagramSocket::new(socket, spec), spec.size))
+                Box::new(Single::new(
+                    DatagramSocket::new(socket, spec),
+                    spec.size,
+                    self.gather.then_some(GATHER),
+                ))
             }
             Job::PingPong | Job::Call => Box::new(Answering(Half::new(
                 DatagramSocket::new(socket, spec),
