@@ -29,17 +29,18 @@ pub(crate) struct Ground {
 
 impl Ground {
     /// Two sockets of one host.
-    fn udp() -> Ground {
-        let (here, there) = ("udp:127.0.0.1:47401", "udp:127.0.0.1:47402");
+    fn udp(port: u16) -> Ground {
+        let address = |port| format!("udp:127.0.0.1:{port}");
+        let (here, there) = (address(port), address(port + 1));
         Ground {
             name: "udp",
-            listens: here.into(),
-            there: here.into(),
-            there_by_socket: here.into(),
-            own: there.into(),
-            victim: there.into(),
+            listens: here.clone(),
+            there: here.clone(),
+            there_by_socket: here,
+            own: there.clone(),
+            victim: there,
             space: None,
-            few: 24,
+            few: if cfg!(debug_assertions) { 16 } else { 60 },
         }
     }
 
@@ -55,13 +56,13 @@ impl Ground {
             own: address(there),
             victim: address(there),
             space: Some(format!("/run/netns/{}", pair.right.name())),
-            few: 6,
+            few: if cfg!(debug_assertions) { 4 } else { 8 },
         }
     }
 
-    /// Does something on each of them that there is, as the survivor's host.
-    pub(crate) fn each(mut job: impl FnMut(&Ground) + Send) {
-        job(&Ground::udp());
+    /// Does something on each of them that there is, as the survivor's host. The sockets of one host have this port and the next.
+    pub(crate) fn each(port: u16, mut job: impl FnMut(&Ground) + Send) {
+        job(&Ground::udp(port));
         let Some(_alone) = netns::may() else { return };
         for (name, mode) in [("xdp, generic", "generic"), ("xdp, native", "native")] {
             let pair = Pair::new("");

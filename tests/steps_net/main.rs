@@ -97,7 +97,7 @@ fn main() -> ExitCode {
     };
     let mut rows = Vec::new();
     println!("{}", plan::COLUMNS);
-    Ground::each(|ground| {
+    Ground::each(47401, |ground| {
         for operation in Operation::ALL.into_iter().filter(wanted) {
             let row = plan.carry_out(ground, operation);
             println!("{row}");

@@ -63,8 +63,13 @@ impl Plan {
         }
     }
 
-    fn most(&self, ground: &Ground) -> u64 {
-        if self.few { ground.few } else { u64::MAX }
+    fn most(&self, ground: &Ground, operation: Operation) -> u64 {
+        match (self.few, operation) {
+            (false, _) => u64::MAX,
+            // Each of its victims sleeps some times for 10 ms before it is seen to.
+            (true, Operation::CallAsleep) => ground.few / 2,
+            (true, _) => ground.few,
+        }
     }
 
     /// Goes to all points of an operation.
@@ -95,8 +100,8 @@ impl Plan {
         row.points = way.points();
         // Kernel calls are few.
         let (every, most) = match operation.is_walked_by_calls() {
-            true => (1, self.most(ground).saturating_mul(2)),
-            false => (self.every, self.most(ground)),
+            true => (1, self.most(ground, operation).saturating_mul(2)),
+            false => (self.every, self.most(ground, operation)),
         };
         let apart = (row.points / every).div_ceil(most).max(1);
         let stride = every * apart;
