@@ -108,19 +108,27 @@ impl Plan {
         let mut survivor = Survivor::new(ground, OPEN_WITHIN);
         let mut before = None;
         let points = (self.seed % stride..=row.points).step_by(stride as usize);
-        for (number, n) in points.enumerate() {
-            let fate = match number % 4 {
-                3 => Fate::Stopped,
-                _ => Fate::Killed,
-            };
-            // Of each two that die, one is left for somebody else to tell of. Who opens must find a place.
-            let leave = number % 2 == 1 && operation != Operation::Open;
+        let mut victims: Vec<Victim> = points.enumerate().map(Victim::of).collect();
+        if operation == Operation::Accept {
+            // Of one that is killed when it has accepted the next one at its port says that it does not know it.
+            victims.push(Victim::at_end(row.points, Fate::Killed, false));
+            victims.push(Victim::at_end(row.points, Fate::Stopped, true));
+        }
+        for Victim {
+            point: n,
+            fate,
+            leave,
+            polls,
+        } in victims
+        {
+            // Who opens must find a place.
+            let leave = leave && operation != Operation::Open;
             survivor.begin(leave);
             let mut round = Round {
                 ground,
                 operation,
                 survivor: &mut survivor,
-                polls: operation.spins() || (number % 4 < 2 && !operation.sleeps()),
+                polls: operation.spins() || (polls && !operation.sleeps()),
             };
             match round.go_through(Some((&way, n)), fate) {
                 Ok(Walked::To(false)) => row.elsewhere += 1,
@@ -154,6 +162,40 @@ impl Plan {
         }
         (row.unknown, row.evicted) = (survivor.unknown, survivor.evicted);
         Ok(())
+    }
+}
+
+/// Who meets its fate where.
+struct Victim {
+    point: u64,
+    fate: Fate,
+    /// The one before, if it died, is left for somebody else to tell of.
+    leave: bool,
+    /// The survivor polls after each of its instructions.
+    polls: bool,
+}
+
+impl Victim {
+    /// Of each four one is stopped, the others are killed; of each two that die one is left.
+    fn of((number, point): (usize, u64)) -> Victim {
+        Victim {
+            point,
+            fate: match number % 4 {
+                3 => Fate::Stopped,
+                _ => Fate::Killed,
+            },
+            leave: number % 2 == 1,
+            polls: number % 4 < 2,
+        }
+    }
+
+    fn at_end(point: u64, fate: Fate, leave: bool) -> Victim {
+        Victim {
+            point,
+            fate,
+            leave,
+            polls: false,
+        }
     }
 }
 
