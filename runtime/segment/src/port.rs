@@ -357,7 +357,12 @@ impl Port {
     /// As [`try_reply`](Self::try_reply), with frames. [`TrySendError::Frame`](crate::TrySendError::Frame) if as many are lent as may be.
     pub fn try_reply_frames(&self, frames: &[crate::Frame]) -> Result<(), crate::TrySendError> {
         let call = self.rx.messages() as u16;
-        match self.try_lend(Outgoing::answer(crate::Kind::Reply, call), frames) {
+        let out = Outgoing::answer(crate::Kind::Reply, call);
+        match self.try_lend(out, frames) {
+            Ok(()) => {
+                self.expect(frames.iter().map(|frame| frame.len()).sum());
+                Ok(())
+            }
             Err(crate::TrySendError::Full) => Err(crate::TrySendError::Fault(
                 self.fail(PeerFault::TooManyCalls),
             )),

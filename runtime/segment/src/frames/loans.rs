@@ -20,10 +20,18 @@ use core::cell::{Cell, RefCell, UnsafeCell};
 /// While fewer are lent, and one is free, it is not looked whether any has come back: that takes a line from the peer.
 const PATIENT: usize = 8;
 
+/// Bytes of the next frame that are fetched while a message is on its way: in the nearest cache they take no time if nobody has read the
+/// last ones. Of messages that are copied into frames more: that writes all of them, and takes as long as fetching them does.
+const EXPECTED: usize = 16 << 10;
+const EXPECTED_COPIED: usize = 256 << 10;
+
 /// A frame that is lent over this channel.
 #[derive(Clone, Copy)]
 struct Lent {
-    part: Part,
+    /// What the peer says when it gives it back, without the tag.
+    word: u64,
+    /// The memory, by the number under which the peer knows it.
+    segment: u16,
     name: Name,
     /// Bytes of it that count against the quota.
     shared: usize,
@@ -60,6 +68,8 @@ pub(crate) struct Loans {
     gathered: UnsafeCell<Vec<u8>>,
     is_gathered: Cell<bool>,
     pub(crate) returns: Rc<Returns>,
+    /// What is still to be made ready: for a message of so many bytes at most so many.
+    expected: Cell<Option<(usize, usize)>>,
 }
 
 impl Loans {
@@ -79,6 +89,7 @@ impl Loans {
             gathered: UnsafeCell::default(),
             is_gathered: Cell::new(false),
             returns: Rc::new(Returns::new(own)),
+            expected: Cell::new(None),
         }
     }
 
@@ -90,7 +101,7 @@ impl Loans {
 impl Drop for Loans {
     fn drop(&mut self) {
         for lent in self.lent.take() {
-            if let Some((pool, _)) = self.given.borrow().get(usize::from(lent.part.segment)) {
+            if let Some((pool, _)) = self.given.borrow().get(usize::from(lent.segment)) {
                 pool.take_back(lent.name);
             }
         }
@@ -149,10 +160,9 @@ impl Port {
     ) -> Result<(), TrySendError> {
         is_a_message(frames, self.max_message())?;
         self.may_lend(out, frames)?;
-        // To clear a list of all that are possible takes 80 ns.
-        let lent = match frames.len() {
-            1 => self.lend_listed::<1, F>(out, frames),
-            _ => self.lend_listed::<MAX_PARTS, F>(out, frames),
+        let lent = match frames {
+            [frame] => self.lend_one(out, frame.as_ref()),
+            _ => self.lend_listed(out, frames),
         };
         match lent {
             Err(TrySendError::Frame(FrameError::Foreign)) => self.send_copied(out, frames),
@@ -173,31 +183,57 @@ impl Port {
         self.try_send(out, &bytes)
     }
 
-    /// Sends at most `MOST` frames.
+    /// What the peer is told of a frame, and what is noted of it.
     #[inline(always)]
-    fn lend_listed<const MOST: usize, F: AsRef<Frame>>(
+    fn loan_of(&self, frame: &Frame) -> Result<([u8; PART_BYTES], Lent), FrameError> {
+        let segment = self.number_of(frame)?;
+        let (name, (begin, len)) = (frame.name(), frame.place());
+        let part = Part {
+            segment,
+            slot: name.slot,
+            generation: frame.pool().generation(name),
+            begin,
+            len,
+        };
+        let lent = Lent {
+            word: part.return_word() >> 8,
+            segment,
+            name,
+            shared: shared_bytes(frame),
+        };
+        Ok((part.to_bytes(), lent))
+    }
+
+    /// The usual case of [`lend_listed`](Self::lend_listed): to clear a list of all that are possible takes 80 ns.
+    #[inline(always)]
+    fn lend_one(&self, out: Outgoing, frame: &Frame) -> Result<(), TrySendError> {
+        let (part, lent) = self.loan_of(frame)?;
+        // Noted before it is published: whoever looks at the ledger finds no frame that the peer has and nobody has lent.
+        self.frames.lent.borrow_mut().push(lent);
+        let sent = self.try_send(out.framed(), &part);
+        if sent.is_err() {
+            self.frames.lent.borrow_mut().pop();
+            return sent;
+        }
+        frame.pool().lend(lent.name);
+        let shared = self.frames.shared.get() + lent.shared;
+        self.frames.shared.set(shared);
+        Ok(())
+    }
+
+    fn lend_listed<F: AsRef<Frame>>(
         &self,
         out: Outgoing,
         frames: &[F],
     ) -> Result<(), TrySendError> {
-        let mut list = [[0; PART_BYTES]; MOST];
-        let mut lent = [None; MOST];
+        let mut list = [[0; PART_BYTES]; MAX_PARTS];
+        let mut lent = [None; MAX_PARTS];
         let all = frames.iter().map(AsRef::as_ref);
         for ((frame, bytes), lent) in all.clone().zip(&mut list).zip(&mut lent) {
-            let segment = self.number_of(frame)?;
-            let (name, (begin, len)) = (frame.name(), frame.place());
-            let part = Part {
-                segment,
-                slot: name.slot,
-                generation: frame.pool().generation(name),
-                begin,
-                len,
-            };
-            *bytes = part.to_bytes();
-            let shared = shared_bytes(frame);
-            *lent = Some(Lent { part, name, shared });
+            let (part, loan) = self.loan_of(frame)?;
+            *bytes = part;
+            *lent = Some(loan);
         }
-        // Noted before it is published: whoever looks at the ledger finds no frame that the peer has and nobody has lent.
         let before = self.frames.lent.borrow().len();
         self.frames.lent.borrow_mut().extend(lent.iter().flatten());
         let list = list.get(..frames.len()).unwrap_or_default();
@@ -246,10 +282,33 @@ impl Port {
         frame.copy_from_slice(payload);
         self.try_lend(out, core::slice::from_ref(&frame))?;
         if out.wanted() || out.is_answer() {
-            // While it is on its way.
-            self.collect();
+            self.expect_up_to(EXPECTED_COPIED, payload.len());
         }
         Ok(())
+    }
+
+    /// For after a call or an answer of `len` bytes in frames, while it is on its way: takes back what has come back, and makes the frame
+    /// ready that will be handed out next for as many bytes.
+    pub fn expect(&self, len: usize) {
+        self.expect_up_to(EXPECTED, len);
+    }
+
+    fn expect_up_to(&self, most: usize, len: usize) {
+        self.frames.expected.set(Some((len, most)));
+        // Who answers a message that lies in frames gives these back before: the peer may want to make them ready, too.
+        if self.frames.parts.borrow().is_empty() {
+            self.make_ready();
+        }
+    }
+
+    fn make_ready(&self) {
+        let Some((len, most)) = self.frames.expected.take() else {
+            return;
+        };
+        self.collect();
+        if let Some(equipment) = &self.frames.equipment {
+            equipment.pool.expect(len, most);
+        }
     }
 
     /// The number under which the peer knows the memory of this frame; passes it on if it does not know it yet.
@@ -310,7 +369,7 @@ impl Port {
     /// Ends a loan; `false` if there is no such loan.
     fn took_back(&self, word: u64) -> bool {
         let mut lent = self.frames.lent.borrow_mut();
-        let is_it = |lent: &Lent| lent.part.return_word() >> 8 == word;
+        let is_it = |lent: &Lent| lent.word == word;
         let Some(found) = lent.iter().position(is_it) else {
             return false;
         };
@@ -319,7 +378,7 @@ impl Port {
             .shared
             .set(self.frames.shared.get() - ended.shared);
         let given = self.frames.given.borrow();
-        let Some((pool, _)) = given.get(usize::from(ended.part.segment)) else {
+        let Some((pool, _)) = given.get(usize::from(ended.segment)) else {
             return false;
         };
         pool.take_back(ended.name);
@@ -424,10 +483,14 @@ impl Port {
     #[cold]
     #[inline(never)]
     pub(crate) fn end_parts(&self) {
-        for part in self.frames.parts.borrow_mut().drain(..) {
+        let mut parts = self.frames.parts.borrow_mut();
+        for part in parts.iter() {
             self.frames.returns.give_back(part.word());
         }
+        parts.clear();
+        drop(parts);
         self.frames.parts_of.set(None);
+        self.make_ready();
     }
 
     /// Bytes of the message being handled.

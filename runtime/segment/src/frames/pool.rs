@@ -212,6 +212,29 @@ impl Pool {
         self.hand_out(&mut slabs[found], found, len)
     }
 
+    /// Fetches the lines of the frame that is handed out next for so many bytes, `most` of these bytes, of which its last reader has the
+    /// latest copy.
+    ///
+    /// Writes a word of zeros to each, as the ring does when it clears slots ahead: a round trip of 17 lines took 1.4x of one of a single
+    /// line then, not 2.8x (bare loop in C over mappings that the reader cannot write). `prefetchw` gained nothing.
+    pub(crate) fn expect(&self, len: usize, most: usize) {
+        let stride = stride_of(len);
+        let slabs = self.slabs.borrow();
+        let mut of_size = slabs.iter().filter(|slab| slab.stride == stride);
+        let next = of_size.find_map(|slab| Some((slab, *slab.free.last()?)));
+        let Some((slab, slot)) = next else { return };
+        for line in 0..len.min(most).div_ceil(SLOT_BYTES) {
+            let at = usize::from(slot) * stride + HEADROOM + line * SLOT_BYTES;
+            // SAFETY: bounds: slot < entries.len() and HEADROOM + len <= stride, by `grow` and `stride_of`; the slab has
+            // `entries.len() * stride` bytes, and a line begins in front of `len`.
+            let word = unsafe { slab.base.add(at) }.cast::<u64>();
+            // SAFETY: bounds: a line that begins in front of `len` ends at most at a stride, which is a multiple of 64. alignment: `base` and
+            // `at` are multiples of 64. aliasing: the frame is free, so no value of ours stands for it and it is lent to nobody; it is in
+            // `free`, not in `secured`, so it can be written; FrameMemory's promises 2 and 3. lifetime: the slab is borrowed.
+            unsafe { word.write_volatile(0) };
+        }
+    }
+
     /// A slab of this size class in which something is free.
     fn with_free(slabs: &mut [Slab], stride: usize) -> Result<Option<usize>, FrameError> {
         let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
