@@ -234,6 +234,6 @@ impl Holding {
 const SLACK: u64 = 192;
 
 /// Percentiles of what was measured.
-pub(crate) fn percentile(sorted: &[u64], share: f64) -> u64 {
+pub(crate) fn percentile<T: Copy>(sorted: &[T], share: f64) -> T {
     sorted[((sorted.len() - 1) as f64 * share) as usize]
 }

@@ -5,7 +5,7 @@ use crate::acts;
 use crate::board::{Board, IDLE, REST, Random, SCRIBBLE, STOP, Word, pin};
 use crate::pen::{Pen, STATE_LINE};
 use crate::support::opening::{
-    HELLO, READY, WELCOME, identity, opening, receive_all, segment, send,
+    HELLO, READY, WELCOME, identity, opening, receive_all, segment, try_send,
 };
 use crate::support::patiently;
 use crate::words::Words;
@@ -96,7 +96,8 @@ fn open<'a>(
     let (formatted, descriptor) = segment();
     let own = Words::map(&descriptor);
     let socket = patiently(|| control::connect(path).ok());
-    send(&socket, &opening(HELLO, identity()), &[descriptor.as_fd()]);
+    // The victim gives up whom this machine leaves waiting for too long.
+    try_send(&socket, &opening(HELLO, identity()), &[descriptor.as_fd()]).ok()?;
     let (answer, mut descriptors) = receive_all(&socket)?;
     if answer[8..12] != WELCOME.to_ne_bytes() {
         return None;
@@ -105,9 +106,9 @@ fn open<'a>(
     // Mapped before the last seals, as a reader's own mapping is.
     let seen = Words::map(&theirs);
     let memory = PeerMemory::map(theirs, 4096).expect("mapped");
-    send(&socket, &opening(READY, identity()), &[]);
+    try_send(&socket, &opening(READY, identity()), &[]).ok()?;
     patiently(|| (board.get(Word::Opened) >= number).then_some(()));
-    let frames = pass_frames(&socket);
+    let frames = pass_frames(&socket)?;
     let lies = 1 << (4 + random.below(7));
     Some(Scribe {
         board,
@@ -125,7 +126,7 @@ fn open<'a>(
 }
 
 /// Passes memory for frames by the rules of `runtime/endpoint/src/connection.rs`.
-fn pass_frames(socket: &OwnedFd) -> Words {
+fn pass_frames(socket: &OwnedFd) -> Option<Words> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = rustix::fs::memfd_create("scribbled-frames", flags).expect("memory");
     let bytes = FRAMES * STRIDE;
@@ -136,8 +137,8 @@ fn pass_frames(socket: &OwnedFd) -> Words {
     let magic = u64::from_le_bytes(*b"tb-mem\x9d\xff");
     let grant = [magic, 0, STRIDE as u64, bytes as u64];
     let grant: Vec<u8> = grant.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    send(socket, &grant, &[memory.as_fd()]);
-    words
+    try_send(socket, &grant, &[memory.as_fd()]).ok()?;
+    Some(words)
 }
 
 impl Scribe<'_> {

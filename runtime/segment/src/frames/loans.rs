@@ -268,6 +268,10 @@ impl Port {
     #[cold]
     #[inline(never)]
     pub(crate) fn send_framed(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
+        // Whoever tries again and again while the ring is full is not to copy all of it each time.
+        if payload.len() <= self.max_message() {
+            self.has_room(out)?;
+        }
         let mut frame = match self.frame(payload.len()) {
             Ok(frame) => frame,
             Err(FrameError::None | FrameError::TooLarge { .. }) => {

@@ -502,3 +502,54 @@ fn secured_frames_are_made_writable_together() {
     let audit = left.audit_frames();
     assert_eq!((audit.free, audit.astray), (audit.frames, 0));
 }
+
+#[test]
+fn a_long_message_that_finds_no_room_takes_no_frame() {
+    let (left, mut right) = pair();
+    while left.try_send(Outgoing::message(1), b"short").is_ok() {}
+    let long = bytes(50_000, 1);
+    let sent = left.try_send(Outgoing::message(1), &long);
+    assert_eq!(sent, Err(TrySendError::Full));
+    assert_eq!(left.audit_frames(), PoolAudit::default());
+    let (len, max) = (MAX_MESSAGE + 1, MAX_MESSAGE);
+    let sent = left.try_send(Outgoing::message(1), &alloc::vec![0; len]);
+    assert_eq!(sent, Err(TrySendError::TooLarge { len, max }));
+    assert_eq!(take(&mut right), b"short");
+    left.try_send(Outgoing::message(1), &long).unwrap();
+}
+
+#[test]
+fn the_frame_that_is_made_ready_is_nobodys() {
+    let (mut left, mut right) = pair();
+    let len = 9000;
+    let mut mine = left.frame(len).unwrap();
+    mine.copy_from_slice(&bytes(len, 1));
+    left.try_send(Outgoing::message(1), &bytes(len, 2)).unwrap();
+    let Arrival::Message { .. } = right.arrival() else {
+        panic!("nothing there");
+    };
+    let kept = right.incoming().0.frames().unwrap();
+    right.consume();
+    for seed in 3..50 {
+        let question = bytes(len, seed);
+        left.try_send(Outgoing::call(1), &question).unwrap();
+        let Arrival::Message { .. } = right.arrival() else {
+            panic!("nothing there");
+        };
+        let (incoming, port) = right.incoming();
+        assert!(incoming.bytes() == question, "{seed}");
+        port.try_reply(&bytes(len, seed + 100)).unwrap();
+        right.consume();
+        let Arrival::Reply { .. } = left.arrival() else {
+            panic!("no answer");
+        };
+        assert!(
+            left.incoming().0.bytes() == bytes(len, seed + 100),
+            "{seed}"
+        );
+        left.consume();
+        assert!(mine[..] == bytes(len, 1) && kept.to_vec() == bytes(len, 2));
+    }
+    let audit = left.audit_frames();
+    assert_eq!((audit.out, audit.astray), (1, 0), "{audit:?}");
+}
