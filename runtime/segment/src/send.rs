@@ -1,5 +1,4 @@
 //! The sending half of a port: where the next message goes.
-//!
 //! ```text
 //!   slot:   0 ... HOT                                        starts
 //!          [m][m][m][m][m][m][m][R]   ring drained: start over at slot 0 (hot set)
@@ -435,22 +434,24 @@ impl Port {
         }
     }
 
-    /// Whether a message of one slot may be sent: one that may has a place.
+    /// Whether a message of one slot may be sent: one that may has a place. Takes no news from the peer unless it must.
     pub(crate) fn has_room(&self, out: Outgoing) -> Result<(), TrySendError> {
         if self.tx.stopped.get() {
             return Err(self.refusal());
         }
+        let admits = || self.tx.admits(self.layout, 1, out);
+        if admits() {
+            return Ok(());
+        }
         self.take_credit_from_header()?;
-        if !self.tx.admits(self.layout, 1, out) {
+        if !admits() {
             self.take_credit_from_cursor()?;
         }
-        match self.tx.admits(self.layout, 1, out) {
-            true => Ok(()),
-            false => {
-                self.counters.add(Counter::Full);
-                Err(TrySendError::Full)
-            }
+        if admits() {
+            return Ok(());
         }
+        self.counters.add(Counter::Full);
+        Err(TrySendError::Full)
     }
 
     /// Whether the message may be sent and has a place; jumps over the tail of the lap before if that gives it one.
