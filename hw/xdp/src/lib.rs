@@ -2,7 +2,7 @@
 //!
 //! A NIC spreads what it receives over its queues, and a socket has one queue. So a device has a socket for each, all over one memory, and looks at
 //! them in turn; it sends through the first one. With `queue=N` it has that one alone. Looking at four queues costs a round trip nothing that
-//! `--bench floor` can tell from noise: 1.05 to 1.08 of the bare loop, with one queue 1.04 to 1.07, and 1.06 to 1.09 before there could be several.
+//! `--bench floor` can tell from noise: 1.05 to 1.08 of the bare loop, with one queue 1.04 to 1.10, and 1.06 to 1.09 before there could be several.
 //!
 //! ```text
 //!      transmit ---> [ TX ] --- kick: sendto ---> kernel, NIC ---> wire
