@@ -294,7 +294,9 @@ impl Port {
     /// For after a call or an answer of `len` bytes in frames, while it is on its way: takes back what has come back, and makes the frame
     /// ready that will be handed out next for as many bytes.
     pub fn expect(&self, len: usize) {
-        self.expect_up_to(EXPECTED, len);
+        // Of much longer ones that is little, and they do not stay in a cache that long.
+        let most = if len <= 16 * EXPECTED { EXPECTED } else { 0 };
+        self.expect_up_to(most, len);
     }
 
     fn expect_up_to(&self, most: usize, len: usize) {
