@@ -269,8 +269,12 @@ impl Port {
     #[inline(never)]
     pub(crate) fn send_framed(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         // Whoever tries again and again while the ring is full is not to copy all of it each time.
-        if payload.len() <= self.max_message() {
-            self.has_room(out)?;
+        if payload.len() <= self.max_message()
+            && let Err(error) = self.has_room(out)
+        {
+            // What came back is looked at all the same, and what is wrong about it found.
+            self.collect();
+            return Err(error);
         }
         let mut frame = match self.frame(payload.len()) {
             Ok(frame) => frame,
