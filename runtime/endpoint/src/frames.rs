@@ -332,14 +332,14 @@ impl<S, D> Endpoint<S, D> {
 
 impl Channel {
     fn call_frames(&mut self, handler: u16, frames: &[Frame], spins: u32) -> Called {
-        let (call, out) = (self.port.next_call(), Outgoing::call(handler));
-        if let Err(error) = self.port.try_lend(out, frames) {
+        let call = self.port.next_call();
+        if let Err(error) = self.port.try_lend(Outgoing::call(handler), frames) {
             return Called::NotSent(error);
         }
         wake_if_asleep(self);
         // While the call is on its way: the line with the returns takes as long to come as one with a message.
         let len = frames.iter().map(|frame| frame.len()).sum();
-        self.port.expect(len);
+        self.port.prepare_next(len);
         self.await_briefly(call, spins)
     }
 }

@@ -360,7 +360,7 @@ impl Port {
         let out = Outgoing::answer(crate::Kind::Reply, call);
         match self.try_lend(out, frames) {
             Ok(()) => {
-                self.expect(frames.iter().map(|frame| frame.len()).sum());
+                self.prepare_next(frames.iter().map(|frame| frame.len()).sum());
                 Ok(())
             }
             Err(crate::TrySendError::Full) => Err(crate::TrySendError::Fault(

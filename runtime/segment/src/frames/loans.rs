@@ -22,8 +22,8 @@ const PATIENT: usize = 8;
 
 /// Bytes of the next frame that are fetched while a message is on its way: in the nearest cache they take no time if nobody has read the
 /// last ones. Of messages that are copied into frames more: that writes all of them, and takes as long as fetching them does.
-const EXPECTED: usize = 16 << 10;
-const EXPECTED_COPIED: usize = 256 << 10;
+const FETCHED: usize = 16 << 10;
+const FETCHED_COPIED: usize = 256 << 10;
 
 /// A frame that is lent over this channel.
 #[derive(Clone, Copy)]
@@ -69,7 +69,7 @@ pub(crate) struct Loans {
     is_gathered: Cell<bool>,
     pub(crate) returns: Rc<Returns>,
     /// What is still to be made ready: for a message of so many bytes at most so many.
-    expected: Cell<Option<(usize, usize)>>,
+    to_prepare: Cell<Option<(usize, usize)>>,
 }
 
 impl Loans {
@@ -89,7 +89,7 @@ impl Loans {
             gathered: UnsafeCell::default(),
             is_gathered: Cell::new(false),
             returns: Rc::new(Returns::new(own)),
-            expected: Cell::new(None),
+            to_prepare: Cell::new(None),
         }
     }
 
@@ -290,34 +290,34 @@ impl Port {
         frame.copy_from_slice(payload);
         self.try_lend(out, core::slice::from_ref(&frame))?;
         if out.wanted() || out.is_answer() {
-            self.expect_up_to(EXPECTED_COPIED, payload.len());
+            self.prepare_next_up_to(FETCHED_COPIED, payload.len());
         }
         Ok(())
     }
 
     /// For after a call or an answer of `len` bytes in frames, while it is on its way: takes back what has come back, and makes the frame
     /// ready that will be handed out next for as many bytes.
-    pub fn expect(&self, len: usize) {
+    pub fn prepare_next(&self, len: usize) {
         // Of much longer ones that is little, and they do not stay in a cache that long.
-        let most = if len <= 16 * EXPECTED { EXPECTED } else { 0 };
-        self.expect_up_to(most, len);
+        let most = if len <= 16 * FETCHED { FETCHED } else { 0 };
+        self.prepare_next_up_to(most, len);
     }
 
-    fn expect_up_to(&self, most: usize, len: usize) {
-        self.frames.expected.set(Some((len, most)));
+    fn prepare_next_up_to(&self, most: usize, len: usize) {
+        self.frames.to_prepare.set(Some((len, most)));
         // Who answers a message that lies in frames gives these back before: the peer may want to make them ready, too.
         if self.frames.parts.borrow().is_empty() {
-            self.make_ready();
+            self.fetch_next();
         }
     }
 
-    fn make_ready(&self) {
-        let Some((len, most)) = self.frames.expected.take() else {
+    fn fetch_next(&self) {
+        let Some((len, most)) = self.frames.to_prepare.take() else {
             return;
         };
         self.collect();
         if let Some(equipment) = &self.frames.equipment {
-            equipment.pool.expect(len, most);
+            equipment.pool.fetch_next(len, most);
         }
     }
 
@@ -500,7 +500,7 @@ impl Port {
         parts.clear();
         drop(parts);
         self.frames.parts_of.set(None);
-        self.make_ready();
+        self.fetch_next();
     }
 
     /// Bytes of the message being handled.

@@ -217,7 +217,7 @@ impl Pool {
     ///
     /// Writes a word of zeros to each, as the ring does when it clears slots ahead: a round trip of 17 lines took 1.4x of one of a single
     /// line then, not 2.8x (bare loop in C over mappings that the reader cannot write). `prefetchw` gained nothing.
-    pub(crate) fn expect(&self, len: usize, most: usize) {
+    pub(crate) fn fetch_next(&self, len: usize, most: usize) {
         let stride = stride_of(len);
         let slabs = self.slabs.borrow();
         let mut of_size = slabs.iter().filter(|slab| slab.stride == stride);
