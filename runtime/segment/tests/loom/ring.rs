@@ -3,54 +3,66 @@
 //! Not seen: more than a few laps and slots, jumps over a tail (`model.rs`), and a peer that is killed between two stores
 //! (`tests/endings.rs`).
 
-use crate::{explore, model, send};
+use crate::model;
 use loom::thread;
-use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, testing};
+use tightbeam_segment::{Answer, Arrival, Ended, Layout, Outgoing, Port, TrySendError, testing};
 
 /// The payload of message `n`: long enough for two slots when odd.
 fn payload(n: u8) -> Vec<u8> {
     vec![n; if n % 2 == 1 { 64 } else { 8 }]
 }
 
-/// Waits for the next message and checks it.
-fn receive(port: &mut Port, n: u8) {
-    loop {
-        match port.arrival() {
-            Arrival::Empty => thread::yield_now(),
-            Arrival::Message { handler } => {
-                assert_eq!(handler, u16::from(n));
-                assert_eq!(port.incoming().0.bytes(), payload(n));
-                port.consume();
-                port.finish_drain();
-                return;
-            }
-            other => panic!("{other:?}"),
+/// Looks for message `n`, and checks it.
+fn receive(port: &mut Port, n: u8) -> bool {
+    match port.arrival() {
+        Arrival::Empty => false,
+        Arrival::Message { handler } => {
+            assert_eq!(handler, u16::from(n));
+            assert_eq!(port.incoming().0.bytes(), payload(n));
+            port.consume();
+            port.finish_drain();
+            true
         }
+        other => panic!("{other:?}"),
     }
 }
 
 /// Publish and consume; the third message waits for the credit of the first (depth 2), laps start over.
 #[test]
 fn messages_arrive_whole_and_in_order_and_credit_comes_back() {
-    explore(3, || {
+    model(|| {
         let (left, mut right) = testing::pair(Layout::new(2).unwrap());
         let sender = thread::spawn(move || {
-            for n in 0..4 {
-                send(&left, Outgoing::message(n.into()), &payload(n));
+            let mut sent = 0;
+            for _ in 0..4 {
+                match left.try_send(Outgoing::message(sent.into()), &payload(sent)) {
+                    Ok(()) => sent += 1,
+                    Err(TrySendError::Full) => (),
+                    Err(error) => panic!("{error}"),
+                }
             }
-            left
+            (left, sent)
         });
-        for n in 0..4 {
-            receive(&mut right, n);
+        let mut received = 0;
+        for _ in 0..3 {
+            received += u8::from(receive(&mut right, received));
         }
-        sender.join().unwrap();
+        let (left, sent) = sender.join().unwrap();
+        while receive(&mut right, received) {
+            received += 1;
+        }
+        assert_eq!(received, sent);
+        // All credit is back.
+        for n in sent..sent + 2 {
+            left.try_send(Outgoing::message(n.into()), b"").unwrap();
+        }
     });
 }
 
 /// Credit rides on the reply; the second call starts a lap over a drained ring.
 #[test]
 fn calls_are_answered() {
-    explore(3, || {
+    model(|| {
         let (mut left, mut right) = testing::pair(Layout::new(2).unwrap());
         let server = thread::spawn(move || {
             for _ in 0..2 {
@@ -65,7 +77,7 @@ fn calls_are_answered() {
         });
         for n in 0..2u8 {
             let call = left.next_call();
-            send(&left, Outgoing::call(9), &[n; 3]);
+            left.try_send(Outgoing::call(9), &[n; 3]).unwrap();
             while left.arrival() == Arrival::Empty {
                 thread::yield_now();
             }

@@ -7,7 +7,7 @@
 //! (`tests/processes.rs` sleeps for real), a peer that is killed before it wakes (`tests/endings.rs`), and the control
 //! thread's bell, which has its own word and no ring.
 
-use crate::{explore, model};
+use crate::model;
 use loom::sync::atomic::{Ordering, fence};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
@@ -44,6 +44,12 @@ enum For {
 }
 
 fn park(futex: &Futex, what: For, ports: &[&Port]) {
+    arm_and_sleep(futex, what, ports);
+    ports.iter().for_each(|port| port.set_asleep(Asleep::No));
+}
+
+/// The same, and stays armed.
+fn arm_and_sleep(futex: &Futex, what: For, ports: &[&Port]) {
     let watched: Vec<_> = ports
         .iter()
         .map(|port| (*port, port.peer_wake_value()))
@@ -54,7 +60,6 @@ fn park(futex: &Futex, what: For, ports: &[&Port]) {
     if !ports.iter().any(woken) {
         futex.wait(&watched);
     }
-    ports.iter().for_each(|port| port.set_asleep(Asleep::No));
 }
 
 fn wake_if_asleep(port: &Port, futex: &Futex) {
@@ -124,7 +129,7 @@ fn room_wakes_a_sleeper() {
 /// One sleeper, two channels: three threads. Both may wake it at once, or one while it arms the other.
 #[test]
 fn either_of_two_peers_wakes_a_sleeper() {
-    explore(2, || {
+    model(|| {
         let futex = Futex::default();
         let (ours, senders): (Vec<_>, Vec<_>) = (0..2)
             .map(|_| {
@@ -137,11 +142,8 @@ fn either_of_two_peers_wakes_a_sleeper() {
                 (right, sender)
             })
             .unzip();
-        // Until the first message; that the next one wakes it as well is the model with two threads.
-        let [mut one, mut other] = <[Port; 2]>::try_from(ours).ok().unwrap();
-        while !take(&mut one) && !take(&mut other) {
-            park(&futex, For::Message, &[&one, &other]);
-        }
+        // Until it is woken once; that it then finds the message, and is woken by the next, is the model with two threads.
+        arm_and_sleep(&futex, For::Message, &[&ours[0], &ours[1]]);
         drop(senders);
     });
 }
