@@ -298,7 +298,7 @@ fn lies_in_the_ring_end_one_channel() {
     let scratch = Scratch::new("liar");
     let mut server = server(&scratch, PATIENCE);
     // Lap tag 1; the rest as in `runtime/segment/src/descriptor.rs`.
-    let (long, length, slot) = (1 << 11, 1081 << 16, 5000 << 27);
+    let (long, length, slot) = (1 << 11, 1081 << 16, 5000 << 28);
     for (header, fault) in [
         (1 | long | length, PeerFault::Length { len: 1081 }),
         (1 | long, PeerFault::Length { len: 0 }),
@@ -361,7 +361,7 @@ fn a_reader_that_scribbles_hurts_itself_only() {
             word.store(random, std::sync::atomic::Ordering::Relaxed);
         }
         // One message of one slot each, in slot 0, the last of its lap; what was answered has been read.
-        let (tag, credit) = (call % 255 + 1, (call & 0xf_ffff) << 27);
+        let (tag, credit) = (call % 255 + 1, (call & 0x7_ffff) << 28);
         liar.say(tag | 1 << 12 | 8 << 16 | credit | 1 << 47 | u64::from(ECHO) << 48);
         patiently(|| (server.poll(1) == 1).then_some(()));
     }

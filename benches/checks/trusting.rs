@@ -58,7 +58,7 @@ impl Trusting {
             return false;
         }
         if header >> 8 & 7 == JUMP {
-            self.slot = (header >> 27 & 0xf_ffff) as usize;
+            self.slot = (header >> 28 & 0x7_ffff) as usize;
             self.consumed += 1;
             line = self.ring.at(RING + self.slot);
             header = line.load(Ordering::Acquire);
@@ -66,7 +66,7 @@ impl Trusting {
                 return false;
             }
         }
-        let len = (header >> 16 & 0x7ff) as usize;
+        let len = (header >> 16 & 0xfff) as usize;
         let to = self.scratch.as_mut_ptr().cast::<u8>();
         let from = line.as_ptr().cast::<u8>().wrapping_add(8);
         // SAFETY:

@@ -64,8 +64,8 @@ fn outside(slot: usize) -> PeerFault {
 }
 
 fn jumps_out_of_range() -> Vec<Lie> {
-    let powers = (8..20).flat_map(|n| [(1 << n) - 1, 1 << n, (1 << n) + 1]);
-    let slots = powers.chain([STARTS, STARTS + 1, STARTS + 16, 700_001, (1 << 20) - 1]);
+    let powers = (8..19).flat_map(|n| [(1 << n) - 1, 1 << n, (1 << n) + 1]);
+    let slots = powers.chain([STARTS, STARTS + 1, STARTS + 16, 300_001, (1 << 19) - 1]);
     let lie = |slot| Lie::new(jump(slot), outside(slot));
     slots.map(lie).collect()
 }
@@ -110,7 +110,7 @@ fn batches_that_point_outside() -> Vec<Lie> {
 fn lengths() -> Vec<Lie> {
     let mut lies = Vec::new();
     // A long message that is short, or longer than any.
-    for len in [0, 1, 55, 56, 1081, 1082, 1200, 1536, 2046, 2047] {
+    for len in [0, 1, 55, 56, 1081, 1082, 1200, 1536, 2552, 2553, 4095] {
         for more in [0, RESTART, WANTED, kind(REPLY), kind(BATCH)] {
             let header = MULTI | length(len) | more | target(NOTE);
             let len = len as usize;
@@ -118,7 +118,7 @@ fn lengths() -> Vec<Lie> {
         }
     }
     // An answer in one slot with more than fits there. Of a message so many bytes are taken as there are.
-    for len in [57u64, 1080, 2047] {
+    for len in [57u64, 1080, 4095] {
         let fault = PeerFault::Length { len: len as usize };
         lies.push(Lie::new(kind(REPLY) | length(len), fault));
     }

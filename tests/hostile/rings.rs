@@ -16,12 +16,12 @@ const GIVEN: u64 = 40;
 const AHEAD: [u64; 5] = [
     SENT + 1,
     SENT + 2,
-    SENT + (1 << 20),
+    SENT + (1 << 19),
     1 << 40,
     i64::MAX as u64,
 ];
 const SENT: u64 = 64;
-const AHEAD_IN_HEADERS: [u64; 4] = [100, 5_000, 1 << 19, (1 << 20) - 1];
+const AHEAD_IN_HEADERS: [u64; 4] = [100, 5_000, 1 << 18, (1 << 19) - 1];
 
 /// What the liar does.
 pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {

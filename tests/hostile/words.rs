@@ -87,7 +87,7 @@ fn flip(own: &Words, tag: u64) {
         for rest in [
             length(8),
             MULTI | length(1080),
-            length(2047),
+            length(4095),
             MULTI | length(57),
             length(0) | WANTED,
         ] {
@@ -95,7 +95,7 @@ fn flip(own: &Words, tag: u64) {
         }
         // One that is wrong, so that the channel ends, but not before others have been seen.
         if tag > 8 {
-            own.write(RING_LINE, 0, always | MULTI | length(2047));
+            own.write(RING_LINE, 0, always | MULTI | length(4095));
         }
     }
 }
@@ -110,7 +110,7 @@ fn s07_a_header_changes_between_check_and_use() {
         for _ in 0..flips() {
             let channel = stage.meet(side);
             let fault = stage.faulted(channel);
-            let told = [PeerFault::Length { len: 2047 }, PeerFault::TooManyCalls];
+            let told = [PeerFault::Length { len: 4095 }, PeerFault::TooManyCalls];
             assert!(told.contains(&fault), "{fault:?}");
             let log = stage.log(channel);
             let legal = |len: &usize| [0, 8, 56, 57, 1080].contains(len);
@@ -285,7 +285,7 @@ const FRAMED: u64 = 4;
 fn outcome(header: u64) -> Outcome {
     let (tag, kind) = (header & 0xff, header >> 8 & 7);
     let (multi, flags) = (header & MULTI != 0, header >> 13 & 7);
-    let (len, wanted) = ((header >> 16 & 0x7ff) as usize, header & WANTED != 0);
+    let (len, wanted) = ((header >> 16 & 0xfff) as usize, header & WANTED != 0);
     let bits = (header >> 8) as u8;
     if tag != 1 {
         return Outcome::Nothing;

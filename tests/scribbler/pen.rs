@@ -15,7 +15,7 @@ pub(crate) const MAX_INLINE: usize = 1080;
 
 /// Slots that a sender may have in flight.
 const DEPTH: u64 = 64;
-const CREDIT_MASK: u64 = (1 << 20) - 1;
+const CREDIT_MASK: u64 = (1 << 19) - 1;
 
 pub(crate) const REPLY: u64 = 1;
 pub(crate) const BATCH: u64 = 4;
@@ -47,8 +47,8 @@ impl Header {
             | u64::from(self.multi) << 11
             | u64::from(self.restart) << 12
             | self.flags << 13
-            | (self.len as u64 & 0x7ff) << 16
-            | (self.credit & CREDIT_MASK) << 27
+            | (self.len as u64 & 0xfff) << 16
+            | (self.credit & CREDIT_MASK) << 28
             | u64::from(self.wanted) << 47
             | u64::from(self.target) << 48
     }
@@ -60,8 +60,8 @@ impl Header {
             multi: word >> 11 & 1 != 0,
             restart: word >> 12 & 1 != 0,
             flags: word >> 13 & 7,
-            len: (word >> 16 & 0x7ff) as usize,
-            credit: word >> 27 & CREDIT_MASK,
+            len: (word >> 16 & 0xfff) as usize,
+            credit: word >> 28 & CREDIT_MASK,
             wanted: word >> 47 & 1 != 0,
             target: (word >> 48) as u16,
         }

@@ -1,8 +1,8 @@
 //! Frames: messages that are moved, not copied (fbufs: Druschel and Peterson, 1993).
 //!
-//! [`send`](Endpoint::send) and [`call`](Endpoint::call) carry messages of any size up to [`MAX_MESSAGE`](crate::MAX_MESSAGE). Up
-//! to [`MAX_INLINE`](crate::MAX_INLINE) bytes are copied through the ring; longer ones are copied into a frame, which the
-//! receiver reads where it lies. Who writes into a frame to begin with saves that copy: [`Endpoint::frame`], then
+//! [`send`](Endpoint::send) and [`call`](Endpoint::call) carry messages of any size up to [`MAX_MESSAGE`](crate::MAX_MESSAGE). Short
+//! ones are copied through the ring: up to 2,552 bytes if it has 128 slots or more, else up to [`MAX_INLINE`](crate::MAX_INLINE).
+//! Longer ones are copied into a frame, which the receiver reads where it lies. Who writes into a frame to begin with saves that copy: [`Endpoint::frame`], then
 //! [`Endpoint::send_frame`], which takes the frame away.
 //!
 //! There are three strengths of handing over. *Moved*, as above: the compiler sees to it that the sender does not write any more.

@@ -126,7 +126,7 @@ pub struct Message<'a>(pub(crate) Incoming<'a>);
 
 impl<'a> Message<'a> {
     /// The payload, in private memory: the sender cannot change it any more (D4). 8-byte aligned up to
-    /// [`MAX_INLINE`](crate::MAX_INLINE) bytes. A longer message is copied out of its frames here; see [`frames`](Self::frames) for how
+    /// [`MAX_INLINE`](crate::MAX_INLINE) bytes. A message that came in frames is copied out of its frames here; see [`frames`](Self::frames) for how
     /// to save that.
     #[inline(always)]
     pub fn bytes(self) -> &'a [u8] {
@@ -191,7 +191,7 @@ impl<'a> Reply<'a> {
     /// Answers. Never waits: room for replies is kept in reserve.
     ///
     /// A message that was sent, not called, has nobody to answer; then nothing is sent and `reply_unwanted` counts one. An
-    /// answer above [`MAX_INLINE`](crate::MAX_INLINE) bytes takes a frame. If there is none, because the caller keeps all those
+    /// answer that is too long for the ring, as a message would be, takes a frame. If there is none, because the caller keeps all those
     /// that it got, nothing is sent, `call_unanswered` counts one, and the caller gets
     /// [`CallError::NoReply`](crate::CallError::NoReply).
     #[inline(always)]

@@ -9,13 +9,13 @@
 //! neither runs, must agree on every slot: that is [`audit_pair`]. An audit changes nothing and reads shared memory as the
 //! port itself does, so that a lying peer gets a finding and nothing else.
 
+use crate::Counter;
 use crate::descriptor::{CREDIT_MASK, Descriptor, Kind, last_tag, next_tag};
 use crate::lap::reached;
 use crate::layout::{CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
 use crate::send::Sender;
-use crate::{Counter, MAX_INLINE};
 use alloc::vec;
 use alloc::vec::Vec;
 use core::fmt;
@@ -277,7 +277,7 @@ impl Walk {
                 self.count = self.count.wrapping_add(1);
                 Step::Jump
             }
-            Some(_) if header.len() > MAX_INLINE => Step::Nothing,
+            Some(_) if header.len() > receiver.peer_layout.max_inline() => Step::Nothing,
             Some(_) if (header.len() > PAYLOAD_BYTES) != header.multi() => Step::Nothing,
             Some(_) => {
                 let slots = header.slots() as u64;

@@ -1,9 +1,9 @@
 //! The header word of a message: what a slot says about itself.
 //!
 //! ```text
-//!  63          48 47 46           27 26       16 15..13 12 11 10   8 7        0
+//!  63          48 47 46           28 27       16 15..13 12 11 10   8 7        0
 //! +--------------+--+---------------+-----------+--+---+--+--+------+----------+
-//! |handler / call|W | credit (20 b) |length 11 b|F | 0 |R |M | kind | lap tag  |
+//! |handler / call|W | credit (19 b) |length 12 b|F | 0 |R |M | kind | lap tag  |
 //! +--------------+--+---------------+-----------+--+---+--+--+------+----------+
 //! ```
 //!
@@ -12,7 +12,7 @@
 //! * *M*: the payload goes on in the slots that follow (the length is above one slot's payload).
 //! * *R*: the next message is in slot 0, under the next tag.
 //! * *F*: the payload is a list of the frames in which the message is (`frames`).
-//! * *credit*: how many slots the writer has consumed of the ring in the other direction, modulo 2^20.
+//! * *credit*: how many slots the writer has consumed of the ring in the other direction, modulo 2^19.
 //! * *W*: a reply is wanted.
 //!
 //! The low 16 bits of a one-slot message for a handler equal the lap tag, so that one 16-bit compare finds the usual case.
@@ -97,14 +97,14 @@ pub(crate) const RESTART: u64 = 1 << 12;
 const FRAMED: u64 = 1 << 15;
 const KIND_AND_FLAGS: u64 = 0xff00;
 const LEN_SHIFT: u32 = 16;
-const LEN_MASK: u64 = (1 << 11) - 1;
-const CREDIT_SHIFT: u32 = 27;
+const LEN_MASK: u64 = (1 << 12) - 1;
+const CREDIT_SHIFT: u32 = 28;
 /// Credits travel modulo this plus one; far above what can be in flight.
-pub(crate) const CREDIT_MASK: u64 = (1 << 20) - 1;
+pub(crate) const CREDIT_MASK: u64 = (1 << 19) - 1;
 const WANTED: u64 = 1 << 47;
 const TARGET_SHIFT: u32 = 48;
 
-const _: () = assert!(crate::MAX_INLINE as u64 <= LEN_MASK);
+const _: () = assert!(crate::layout::DEEP_INLINE as u64 <= LEN_MASK);
 const _: () = assert!((crate::MAX_DEPTH as u64) * 2 < CREDIT_MASK);
 
 /// A header as found in a slot: an allegation until its parts have been checked.
@@ -163,10 +163,11 @@ impl Descriptor {
         (self.0 & !(RESTART | MULTI)) as u16
     }
 
-    /// Whether the length is one that fits M. (One that does not is refused where there is time for it.)
+    /// Whether the length is one that fits M, in a ring whose messages have at most so many bytes. (One that does not is refused where
+    /// there is time for it.)
     #[inline(always)]
-    pub(crate) fn length_fits(self) -> bool {
-        !self.multi() || (crate::PAYLOAD_BYTES + 1..=crate::MAX_INLINE).contains(&self.len())
+    pub(crate) fn length_fits(self, max: usize) -> bool {
+        !self.multi() || (crate::PAYLOAD_BYTES + 1..=max).contains(&self.len())
     }
 
     /// The kind, or `None` for a kind or a flag that nobody defined.
@@ -270,7 +271,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::MAX_INLINE, consumed: u64, wanted: bool, restart: bool) {
+        fn every_part_comes_back(tag in 1u8.., target: u16, len in 0usize..=crate::layout::DEEP_INLINE, consumed: u64, wanted: bool, restart: bool) {
             let out = if wanted { Outgoing::call(target) } else { Outgoing::message(target) };
             let head = u64::from(tag) | if restart { RESTART } else { 0 };
             let d = match len > crate::PAYLOAD_BYTES {
@@ -287,7 +288,7 @@ mod tests {
             prop_assert_eq!(d.kind(), Some(Kind::Message));
             prop_assert_eq!(d.multi(), len > crate::PAYLOAD_BYTES);
             prop_assert_eq!(d.tag_and_kind(), u16::from(tag));
-            prop_assert!(d.length_fits());
+            prop_assert!(d.length_fits(crate::layout::DEEP_INLINE));
             prop_assert_eq!(d.0 as u16 == u16::from(tag), !d.multi() && !restart);
         }
     }
@@ -321,6 +322,7 @@ mod tests {
             (120, 2),
             (121, 3),
             (1080, 17),
+            (2552, 40),
         ] {
             assert_eq!(slots_of(len), slots, "{len} bytes");
         }

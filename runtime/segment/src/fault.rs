@@ -4,11 +4,8 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PeerFault {
-    /// A message header names a length above [`MAX_INLINE`](crate::MAX_INLINE).
-    #[error(
-        "a message header alleges {len} bytes; the most is {}",
-        crate::MAX_INLINE
-    )]
+    /// A message header names a length above [`Layout::max_inline`](crate::Layout::max_inline), or one that does not fit its slots.
+    #[error("a message header alleges {len} bytes, which is no length for it")]
     Length {
         /// The alleged length in bytes.
         len: usize,

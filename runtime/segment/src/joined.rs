@@ -50,7 +50,7 @@ pub(crate) fn segment_on_heap(layout: Layout) -> (OwnLines, PeerLines) {
 }
 
 /// Two ports with these labels, in memory of this process, that carry messages of at most `most` bytes, those above
-/// [`MAX_INLINE`](crate::MAX_INLINE) in frames of which each side has at most `limit` bytes.
+/// [`Layout::max_inline`] in frames of which each side has at most `limit` bytes.
 ///
 /// ```
 /// use tightbeam_segment::{Arrival, Layout, Outgoing, joined};

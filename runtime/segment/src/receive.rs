@@ -5,7 +5,7 @@
 //! handled; the payload is copied out when somebody asks for it, or before the credit for it goes out.
 
 use crate::descriptor::{Descriptor, Kind, credit_word, next_tag, slots_of};
-use crate::layout::{Layout, MAX_INLINE, PAYLOAD_BYTES, RING_LINE};
+use crate::layout::{Layout, PAYLOAD_BYTES, RING_LINE};
 use crate::lines::PeerLine;
 use crate::port::Port;
 use crate::sync::spin_loop;
@@ -33,6 +33,8 @@ pub(crate) struct Receiver {
     /// Publish the cursor after this many slots of a lap.
     quarter: usize,
     starts: usize,
+    /// Bytes of the longest message of this ring.
+    max: usize,
 }
 
 impl Receiver {
@@ -48,6 +50,7 @@ impl Receiver {
             credit: Cell::new(credit_word(start)),
             quarter,
             starts: layout.starts(),
+            max: layout.max_inline(),
         }
     }
 
@@ -122,7 +125,7 @@ impl<'a> Lookout<'a> {
                 break found;
             }
             if found.tag() == tag as u8 {
-                if found.tag_and_kind() == tag as u16 && found.length_fits() {
+                if found.tag_and_kind() == tag as u16 && found.length_fits(port.rx.max) {
                     break found;
                 }
                 port.rx.other.set(true);
@@ -250,7 +253,7 @@ impl Port {
         let found = self.spin(tag as u8, spins);
         let is_it = u32::from(found.tag_and_kind()) == tag | REPLY
             && found.target() == call
-            && found.length_fits();
+            && found.length_fits(self.rx.max);
         if is_it {
             PeerLine::acquire();
             self.header.set(found);
@@ -326,7 +329,7 @@ impl Port {
     /// Turns an alleged header into an arrival; nothing of it is believed before this.
     fn check(&self, found: Descriptor) -> Result<Arrival, PeerFault> {
         let (len, kind) = (found.len(), found.kind());
-        if len > MAX_INLINE || (len > PAYLOAD_BYTES) != found.multi() {
+        if len > self.rx.max || (len > PAYLOAD_BYTES) != found.multi() {
             return Err(PeerFault::Length { len });
         }
         let answer = match kind {

@@ -2,7 +2,7 @@
 //!
 //! It is laid out as the slots are, the place of the header word left empty, so that lines go over whole and aligned.
 
-use crate::layout::{MAX_INLINE, MAX_SLOTS, PAYLOAD_BYTES};
+use crate::layout::{DEEP_INLINE, DEEP_SLOTS, PAYLOAD_BYTES};
 use crate::lines::LINE_WORDS;
 use core::cell::{Cell, UnsafeCell};
 
@@ -17,9 +17,9 @@ pub(crate) type Chunk = [u64; FIRST_WORDS];
 pub(crate) type LineWords = [u64; LINE_WORDS];
 
 #[repr(C, align(64))]
-struct Buffer([LineWords; MAX_SLOTS]);
+struct Buffer([LineWords; DEEP_SLOTS]);
 
-const _: () = assert!(size_of::<Buffer>() == HEADER_BYTES + MAX_INLINE);
+const _: () = assert!(size_of::<Buffer>() == HEADER_BYTES + DEEP_INLINE);
 
 /// Room for the largest inline message.
 pub(crate) struct Scratch {
@@ -31,7 +31,7 @@ pub(crate) struct Scratch {
 impl Scratch {
     pub(crate) fn new() -> Self {
         Scratch {
-            buffer: UnsafeCell::new(Buffer([[0; LINE_WORDS]; MAX_SLOTS])),
+            buffer: UnsafeCell::new(Buffer([[0; LINE_WORDS]; DEEP_SLOTS])),
             begin: Cell::new(0),
         }
     }
@@ -60,8 +60,8 @@ impl Scratch {
     /// `len` bytes, at most as many as there are.
     #[inline(always)]
     pub(crate) fn bytes(&self, len: usize) -> &[u8] {
-        let begin = self.begin.get().min(MAX_INLINE);
-        let len = len.min(MAX_INLINE - begin);
+        let begin = self.begin.get().min(DEEP_INLINE);
+        let len = len.min(DEEP_INLINE - begin);
         let buffer = self.buffer.get().cast::<u8>();
         // SAFETY: bounds: HEADER_BYTES + begin is at most the buffer's size.
         let payload = unsafe { buffer.add(HEADER_BYTES + begin) };

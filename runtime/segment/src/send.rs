@@ -26,8 +26,8 @@
 use crate::descriptor::{CREDIT_MASK, Descriptor, Outgoing, RESTART, next_tag, slots_of};
 use crate::lap::{Lap, NO_JUMP, reached};
 use crate::layout::{
-    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, MAX_INLINE, PAYLOAD_BYTES,
-    RING_LINE, hot_slots,
+    CURSOR_CONSUMED, CURSOR_LINE, CURSOR_SENT, HOT_SLOTS, Layout, PAYLOAD_BYTES, RING_LINE,
+    hot_slots,
 };
 use crate::lines::OwnLine;
 use crate::port::Port;
@@ -219,7 +219,7 @@ impl Sender {
 impl Port {
     /// Sends a message if there is room, without waiting and without a system call.
     ///
-    /// The payload is copied into my segment, of more than [`MAX_INLINE`] bytes into a frame; the peer sees it whole or not at all.
+    /// The payload is copied into my segment, of more than [`Layout::max_inline`] bytes into a frame; the peer sees it whole or not at all.
     #[inline(always)]
     pub fn try_send(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         if payload.len() > PAYLOAD_BYTES {
@@ -240,7 +240,7 @@ impl Port {
     fn send_long(&self, out: Outgoing, payload: &[u8]) -> Result<(), TrySendError> {
         let len = payload.len();
         // What is longer than this port sends at all is refused there.
-        if len > MAX_INLINE || (len > self.max_message() && out.is_plain()) {
+        if len > self.layout.max_inline() || (len > self.max_message() && out.is_plain()) {
             return self.send_framed(out, payload);
         }
         let slots = slots_of(len);

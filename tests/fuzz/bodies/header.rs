@@ -12,7 +12,7 @@ pub(crate) fn header(input: &[u8]) {
     let word = input.word();
     let header = Header::decode(word);
     assert_eq!(header.encode(), word, "the parts are the whole");
-    let layout = Layout::new(input.one_of(&[2, 64])).expect("a depth");
+    let layout = Layout::new(input.one_of(&[2, 64, 128])).expect("a depth");
     // A tag of 0 is waited for by nobody.
     let tag = header.tag.max(1);
     for quick in [false, true] {

@@ -4,16 +4,16 @@ use super::input::Input;
 use super::lines::{CURSOR, Lines, RING, STATE, WORDS};
 use super::reference::{BATCH, Header, JUMP, room};
 use super::ring::{World, formatted};
-use tightbeam_segment::{Identity, Layout, MAX_INLINE, PAYLOAD_BYTES};
+use tightbeam_segment::{Identity, Layout, PAYLOAD_BYTES};
 
-const CREDIT_MASK: u64 = (1 << 20) - 1;
+const CREDIT_MASK: u64 = (1 << 19) - 1;
 
 impl World {
     /// A header that is nearly right, or right.
     pub(super) fn header(&self, input: &mut Input<'_>) -> Header {
         let truth = self.theirs.load(CURSOR, 0);
         let len = match input.below(8) {
-            0 => input.one_of(&[57, 1081, 1088, 1152, 2047]),
+            0 => input.one_of(&[57, 1081, 1088, 1152, 2552, 2553, 4095]),
             _ => input.len(),
         };
         let shape = input.byte();
@@ -87,7 +87,7 @@ impl World {
             bytes.extend(said.to_ne_bytes());
             bytes.extend(vec![0x99; (1 + more) * room(len)]);
         }
-        bytes.truncate(MAX_INLINE - input.below(9) % 9);
+        bytes.truncate(self.reader.max - input.below(9) % 9);
         let mut header = self.header(input);
         (header.kind, header.len) = (BATCH, bytes.len());
         (header.multi, header.wanted) = (bytes.len() > PAYLOAD_BYTES, false);
@@ -104,7 +104,7 @@ impl World {
             1 => truth.wrapping_sub(1),
             2 => truth.wrapping_add(1 << 63),
             3 => truth.wrapping_add(self.sent_slots),
-            4 => truth.wrapping_add(1 << 20),
+            4 => truth.wrapping_add(1 << 19),
             _ => truth.wrapping_add(input.below(20) as u64),
         };
         self.theirs.store(CURSOR, 0, alleged);

@@ -1,9 +1,7 @@
 //! What a receive ring means, written down a second time, slowly: `runtime/segment/src/receive.rs` must agree.
 
 use super::lines::{Lines, RING};
-use tightbeam_segment::{
-    Answer, Arrival, Layout, MAX_INLINE, MAX_PARTS, MAX_SLOTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES,
-};
+use tightbeam_segment::{Answer, Arrival, Layout, MAX_PARTS, PAYLOAD_BYTES, PeerFault, SLOT_BYTES};
 
 /// The parts of a header word.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +37,8 @@ impl Header {
             multi: bits(word, 11, 1) == 1,
             restart: bits(word, 12, 1) == 1,
             reserved: bits(word, 13, 3) as u8,
-            len: bits(word, 16, 11) as usize,
-            credit: bits(word, 27, 20),
+            len: bits(word, 16, 12) as usize,
+            credit: bits(word, 28, 19),
             wanted: bits(word, 47, 1) == 1,
             target: bits(word, 48, 16) as u16,
         }
@@ -53,7 +51,7 @@ impl Header {
             | u64::from(self.restart) << 12
             | u64::from(self.reserved) << 13
             | (self.len as u64) << 16
-            | self.credit << 27
+            | self.credit << 28
             | u64::from(self.wanted) << 47
             | u64::from(self.target) << 48
     }
@@ -69,7 +67,7 @@ pub(crate) fn slots(len: usize) -> usize {
 
 /// Slots in which a message of this ring may start.
 pub(crate) fn starts(layout: Layout) -> usize {
-    layout.lines() - RING - (MAX_SLOTS - 1)
+    layout.lines() - RING - (slots(layout.max_inline()) - 1)
 }
 
 /// The tag after this one: never 0.
@@ -83,6 +81,8 @@ pub(crate) struct Reader {
     pub(crate) slot: usize,
     pub(crate) tag: u8,
     pub(crate) starts: usize,
+    /// Bytes of the longest message of this ring.
+    pub(crate) max: usize,
     /// Slots consumed.
     pub(crate) consumed: u64,
     /// Numbers of the calls that await an answer.
@@ -95,6 +95,7 @@ impl Reader {
             slot: 0,
             tag,
             starts: starts(layout),
+            max: layout.max_inline(),
             consumed: start,
             calls: Vec::new(),
         }
@@ -135,7 +136,7 @@ impl Reader {
         let is_it = (found.tag, found.kind, found.reserved, found.target);
         match found.multi {
             false => found.len = found.len.min(PAYLOAD_BYTES),
-            true if (PAYLOAD_BYTES + 1..=MAX_INLINE).contains(&found.len) => {}
+            true if (PAYLOAD_BYTES + 1..=self.max).contains(&found.len) => {}
             true => return None,
         }
         (is_it == (self.tag, REPLY, 0, call)).then_some(found)
@@ -166,7 +167,7 @@ impl Reader {
             };
         }
         let Header { len, target, .. } = found;
-        if len > MAX_INLINE || found.multi != (len > PAYLOAD_BYTES) {
+        if len > self.max || found.multi != (len > PAYLOAD_BYTES) {
             return Arrival::Fault(PeerFault::Length { len });
         }
         let answer = match (found.kind, found.reserved, found.wanted) {

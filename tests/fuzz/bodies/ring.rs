@@ -9,8 +9,8 @@ use super::lies::lie_about_identity;
 use super::lines::{CURSOR, Lines, PAGE, RING};
 use super::reference::{Header, Reader, room, slots, starts, unpack};
 use tightbeam_segment::{
-    Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, MAX_INLINE,
-    Outgoing, OwnLines, PeerFault, PeerLines, Port, TrySendError, testing,
+    Answer, Arrival, Batch, Counter, Identity, Incarnation, Layout, MAX_CALLS, Outgoing, OwnLines,
+    PeerFault, PeerLines, Port, TrySendError, testing,
 };
 
 /// More steps would only repeat.
@@ -65,7 +65,7 @@ impl World {
         let start = match input.below(4) {
             0 => 0,
             1 => u64::MAX - near,
-            2 => (1 << 20) - near,
+            2 => (1 << 19) - near,
             _ => (1 << 16) - near,
         };
         let tag = input.one_of(&[1, 255, 254, 250]);
@@ -181,7 +181,7 @@ impl World {
             assert_eq!(self.port.arrival(), found, "a second look finds the same");
         }
         let payload = self.theirs.payload(self.reader.slot, header.len);
-        assert!(payload.len() <= MAX_INLINE);
+        assert!(payload.len() <= self.reader.max);
         let outcome = match found {
             Arrival::Batch => self.unpack(input, &payload),
             _ => {
@@ -288,7 +288,7 @@ impl World {
         });
         assert_eq!(count, messages.len());
         assert!(
-            count <= MAX_INLINE / 8,
+            count <= self.reader.max / 8,
             "a batch costs no more than its bytes"
         );
         self.lied |= order & 1 == 1;

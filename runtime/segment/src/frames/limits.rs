@@ -2,7 +2,7 @@
 
 use crate::descriptor::Outgoing;
 use crate::frames::{Frame, FrameError};
-use crate::layout::{MAX_LOANS, MAX_PARTS, MAX_SLOTS, RETURNS};
+use crate::layout::{MAX_LOANS, MAX_PARTS, RETURNS};
 use crate::port::Port;
 use crate::{Counter, TrySendError};
 use alloc::rc::Rc;
@@ -84,7 +84,7 @@ impl Port {
         let above = |part: usize, whole: usize| part > whole - whole / 4;
         let (slots, depth) = (self.slots_in_flight(), self.layout().depth());
         // The longest message has room in what is left.
-        let most = (depth / 2).min(depth.saturating_sub(MAX_SLOTS));
+        let most = (depth / 2).min(depth.saturating_sub(self.layout().max_slots()));
         slots > most
             || above(self.lent(), MAX_LOANS)
             || above(self.frames.shared.get(), self.frames.quota.get())

@@ -109,8 +109,8 @@ impl Drop for Loans {
 }
 
 impl Port {
-    /// Gives the port what it needs for frames. Without it messages above [`MAX_INLINE`](crate::MAX_INLINE) bytes are refused in
-    /// both directions.
+    /// Gives the port what it needs for frames. Without it messages above [`Layout::max_inline`](crate::Layout::max_inline) bytes
+    /// are refused in both directions.
     pub fn equip(&mut self, pool: Rc<Pool>, courier: impl Courier + 'static) {
         self.equip_up_to(MAX_MESSAGE, pool, courier);
     }
@@ -127,7 +127,7 @@ impl Port {
     /// Bytes of the longest message that this port sends.
     pub fn max_message(&self) -> usize {
         let equipment = self.frames.equipment.as_ref();
-        equipment.map_or(crate::MAX_INLINE, |has| has.most)
+        equipment.map_or(self.layout().max_inline(), |has| has.most)
     }
 
     /// A frame of `len` bytes from this channel's own pool, which no other peer can read.

@@ -2,7 +2,7 @@
 
 use super::pool::Name;
 use super::*;
-use crate::layout::RETURNS;
+use crate::layout::{DEEP_INLINE, RETURNS};
 use crate::testing::{self, HeapMaker};
 use crate::{
     Answer, Arrival, Counter, HEADROOM, Layout, MAX_CALLS, MAX_INLINE, MAX_LOANS, MAX_MESSAGE,
@@ -57,6 +57,8 @@ fn messages_of_any_size_through_one_send() {
         56,
         MAX_INLINE,
         MAX_INLINE + 1,
+        DEEP_INLINE,
+        DEEP_INLINE + 1,
         4096 - HEADROOM,
         4096,
         100_001,
@@ -210,7 +212,7 @@ fn calls_and_replies_of_any_size() {
 #[test]
 fn answers_are_not_kept_back_by_messages() {
     let (mut left, mut right) = pair();
-    let message = bytes(2000, 0);
+    let message = bytes(3000, 0);
     for _ in 0..MAX_LOANS {
         left.try_send(Outgoing::message(1), &message).unwrap();
     }
@@ -243,24 +245,24 @@ fn answers_are_not_kept_back_by_messages() {
 fn no_more_are_lent_than_may_be_and_none_is_lost() {
     let (left, mut right) = pair();
     for _ in 0..MAX_LOANS {
-        left.try_send(Outgoing::message(1), &bytes(2000, 0))
+        left.try_send(Outgoing::message(1), &bytes(3000, 0))
             .unwrap();
     }
     let full = left.counters().get(Counter::Full);
-    let refused = left.try_send(Outgoing::message(1), &bytes(2000, 0));
+    let refused = left.try_send(Outgoing::message(1), &bytes(3000, 0));
     assert_eq!(refused, Err(FrameError::Lent.into()));
     assert_eq!(left.counters().get(Counter::Full), full + 1);
     // What is short goes on.
     left.try_send(Outgoing::message(1), b"short").unwrap();
     for _ in 0..MAX_LOANS {
-        assert_eq!(take(&mut right).len(), 2000);
+        assert_eq!(take(&mut right).len(), 3000);
     }
     assert_eq!(take(&mut right).len(), 5);
     assert_eq!(right.arrival(), Arrival::Empty);
     left.collect();
     let audit = left.audit_frames();
     assert_eq!((audit.lent, audit.out, audit.astray), (0, 0, 0));
-    left.try_send(Outgoing::message(1), &bytes(2000, 0))
+    left.try_send(Outgoing::message(1), &bytes(3000, 0))
         .unwrap();
 }
 
