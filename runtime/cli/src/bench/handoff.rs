@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   copied      each process copies it into memory that the next one can read
-//!   mapped      the same memory is mapped, not touched, and unmapped by each process at each message; also with all its pages
+//!   mapped      the same memory is mapped, and unmapped, by each process at each message; also with all its pages at once
 //!   secured     moved, and the first process makes its own mapping read-only before that
 //!   moved       the memory is mapped once: frames along a path
 //! ```

@@ -225,8 +225,9 @@ impl Here {
                     self.copy_on(&frame)?;
                     continue;
                 }
-                (Way::Mapped, _) => map_and_unmap(self.block.as_fd(), order.bytes, false)?,
-                (Way::Populated, _) => map_and_unmap(self.block.as_fd(), order.bytes, true)?,
+                (way @ (Way::Mapped | Way::Populated), _) => {
+                    map_and_unmap(self.block.as_fd(), order.bytes, way == Way::Populated)?;
+                }
                 // Nobody touches more of it; here it goes back.
                 (_, frame) => drop(frame),
             }
