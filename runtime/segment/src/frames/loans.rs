@@ -20,11 +20,6 @@ use core::cell::{Cell, RefCell, UnsafeCell};
 /// While fewer are lent, and one is free, it is not looked whether any has come back: that takes a line from the peer.
 const PATIENT: usize = 8;
 
-/// For a frame above so many bytes it is always looked whether one has come back: caches may still have some of it, and of a second one
-/// would have as little. 4 MiB written, read and written again on both sides took 1.6x of what they take in plain memory with two frames in turn,
-/// 1.0x with one, where CPUs share a cache; 0.7x and 1.0x further apart, where lines that another CPU has written come slower than from memory.
-const LARGE: usize = 1 << 20;
-
 /// Bytes of the next frame that are fetched while a message is on its way: in the nearest cache they take no time if nobody has read the
 /// last ones. Of messages that are copied into frames more: that writes all of them, and takes as long as fetching them does.
 const FETCHED: usize = 16 << 10;
@@ -142,9 +137,7 @@ impl Port {
         if len > max {
             return Err(FrameError::TooLarge { len, max });
         }
-        let look = len > LARGE && self.has_returns();
-        if !look
-            && self.lent() < PATIENT
+        if self.lent() < PATIENT
             && let Some(frame) = equipment.pool.ready_frame(len)
         {
             return Ok(frame);
