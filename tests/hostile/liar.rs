@@ -55,7 +55,7 @@ pub(crate) const fn target(index: u16) -> u64 {
 /// The numbers above are those of this layout; another hash means that they must be looked up again.
 #[test]
 fn the_layout_is_the_one_that_liars_know() {
-    assert_eq!(LAYOUT_HASH, 0x5673_97dd_c725_fc98);
+    assert_eq!(LAYOUT_HASH, 0xe0d7_9adc_deb1_31e4);
 }
 
 /// Whether the liar connects to its victim or is connected to by it.

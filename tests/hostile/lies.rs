@@ -110,7 +110,7 @@ fn batches_that_point_outside() -> Vec<Lie> {
 fn lengths() -> Vec<Lie> {
     let mut lies = Vec::new();
     // A long message that is short, or longer than any.
-    for len in [0, 1, 55, 56, 1081, 1082, 1200, 1536, 2552, 2553, 4095] {
+    for len in [0, 1, 55, 56, 1081, 1082, 1200, 1536, 2808, 2809, 4095] {
         for more in [0, RESTART, WANTED, kind(REPLY), kind(BATCH)] {
             let header = MULTI | length(len) | more | target(NOTE);
             let len = len as usize;

@@ -377,7 +377,7 @@ fn lie(scribe: &mut Scribe<'_>, header: Header) {
 fn bad_length(scribe: &mut Scribe<'_>) {
     let len = scribe
         .random
-        .of(&[0, 1, 56, 57, 1080, 1081, 1082, 2552, 2553, 4095]);
+        .of(&[0, 1, 56, 57, 1080, 1081, 1082, 2808, 2809, 4095]);
     let mut header = scribe
         .pen
         .header(scribe.random.of(&[0, 0, REPLY, BATCH]), len, NOTE);

@@ -145,7 +145,7 @@ impl<S, D> Builder<S, D> {
 
     /// Ring depth in slots of 56 bytes, a power of two from 2 to 65,536; [`DEFAULT_DEPTH`] by default. Each side chooses
     /// the depth of the ring that it sends through. Depth costs memory, not latency. From 128 slots on a
-    /// ring itself carries messages up to 2,552 bytes, below up to [`MAX_INLINE`](crate::MAX_INLINE); longer ones lie in frames.
+    /// ring itself carries messages up to 2,808 bytes, below up to [`MAX_INLINE`](crate::MAX_INLINE); longer ones lie in frames.
     pub fn depth(mut self, slots: usize) -> Self {
         self.depth = slots;
         self

@@ -1,7 +1,7 @@
 //! Frames: messages that are moved, not copied (fbufs: Druschel and Peterson, 1993).
 //!
 //! [`send`](Endpoint::send) and [`call`](Endpoint::call) carry messages of any size up to [`MAX_MESSAGE`](crate::MAX_MESSAGE). Short
-//! ones are copied through the ring: up to 2,552 bytes if it has 128 slots or more, else up to [`MAX_INLINE`](crate::MAX_INLINE).
+//! ones are copied through the ring: up to 2,808 bytes if it has 128 slots or more, else up to [`MAX_INLINE`](crate::MAX_INLINE).
 //! Longer ones are copied into a frame, which the receiver reads where it lies. Who writes into a frame to begin with saves that copy: [`Endpoint::frame`], then
 //! [`Endpoint::send_frame`], which takes the frame away.
 //!
@@ -93,6 +93,22 @@ impl Response<'_> {
     /// Whether it is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Calls `each` with every 64 bytes, as eight words; says how many bytes that were. See [`Received::for_each_line`].
+    #[inline(always)]
+    pub fn for_each_line(&self, mut each: impl FnMut([u64; 8])) -> usize {
+        match self {
+            Response::Frames(received) => received.for_each_line(each),
+            Response::Bytes(bytes) => {
+                let (words, _) = bytes.as_chunks::<8>();
+                let (lines, _) = words.as_chunks::<8>();
+                lines
+                    .iter()
+                    .for_each(|line| each(line.map(u64::from_ne_bytes)));
+                lines.len() * 64
+            }
+        }
     }
 
     /// Copies bytes from `offset` on, as many as there are and fit; says how many that were.

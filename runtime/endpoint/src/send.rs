@@ -107,7 +107,7 @@ impl<S, D> Endpoint<S, D> {
 
     /// Sends a message to the peer's handler with this index if there is room in the send ring, without waiting.
     ///
-    /// Copies the payload, up to 2,552 bytes into the ring ([`MAX_INLINE`](crate::MAX_INLINE) if it is shallower than 128 slots), more into
+    /// Copies the payload, up to 2,808 bytes into the ring ([`MAX_INLINE`](crate::MAX_INLINE) if it is shallower than 128 slots), more into
     /// a [frame](Self::frame); at most [`MAX_MESSAGE`](crate::MAX_MESSAGE) bytes. Makes no system call unless the peer sleeps, or memory for frames is needed.
     ///
     /// Over a device (`udp:`, `xdp:`) the first message since the last [`poll`](Self::poll) goes on its way at once; those that follow

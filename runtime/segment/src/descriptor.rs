@@ -322,7 +322,7 @@ mod tests {
             (120, 2),
             (121, 3),
             (1080, 17),
-            (2552, 40),
+            (2808, 44),
         ] {
             assert_eq!(slots_of(len), slots, "{len} bytes");
         }

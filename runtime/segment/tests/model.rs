@@ -44,7 +44,7 @@ enum Op {
 }
 
 /// Bytes of the longest message of a ring of 128 slots or more; in a shallower one messages are cut to what it carries.
-const DEEP_INLINE: usize = 2552;
+const DEEP_INLINE: usize = 2808;
 
 fn len() -> impl Strategy<Value = usize> {
     prop_oneof![

@@ -13,7 +13,7 @@ impl World {
     pub(super) fn header(&self, input: &mut Input<'_>) -> Header {
         let truth = self.theirs.load(CURSOR, 0);
         let len = match input.below(8) {
-            0 => input.one_of(&[57, 1081, 1088, 1152, 2552, 2553, 4095]),
+            0 => input.one_of(&[57, 1081, 1088, 1152, 2808, 2809, 4095]),
             _ => input.len(),
         };
         let shape = input.byte();

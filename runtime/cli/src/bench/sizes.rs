@@ -38,8 +38,9 @@ const LARGEST_STEP: usize = 1 << 20;
 const LARGEST_WORK: usize = 16 << 20;
 /// About how long a batch shall take.
 const BATCH: Duration = Duration::from_micros(500);
-/// Exchanges of a batch, besides the first, which is not timed.
+/// Exchanges of a batch, besides the first, which are not timed: until both frames that take turns on either side have come round.
 const MOST: u32 = 500;
+const WARM: u32 = 4;
 /// The message that frames are compared with.
 const SMALL: usize = 56;
 
@@ -262,15 +263,15 @@ impl Bench<'_> {
         self.board.wait_for(Word::Ack as usize, turn)
     }
 
-    /// Nanoseconds an exchange, of a batch of which the first is not timed.
+    /// Nanoseconds an exchange, of a batch of which the first are not timed.
     fn batch(
         &mut self,
         count: u32,
         mut exchange: impl FnMut(&mut Self, u32) -> io::Result<()>,
     ) -> io::Result<f64> {
         let mut start = 0;
-        for number in 0..=count {
-            if number == 1 {
+        for number in 0..WARM + count {
+            if number == WARM {
                 start = self.clock.now();
             }
             exchange(self, number)?;
@@ -294,7 +295,7 @@ impl Bench<'_> {
             counts[place] = fits(ns);
             // Of an empty message a stream has nothing to say.
             let count = unix_counts[place];
-            bench.mode(Mode::Unix, bytes.max(1), count + 1)?;
+            bench.mode(Mode::Unix, bytes.max(1), count + WARM)?;
             let socket = bench.batch(count, |bench, number| bench.socket(bytes.max(1), number))?;
             unix_counts[place] = fits(socket);
             unix[place].push(socket);
@@ -365,7 +366,7 @@ impl Bench<'_> {
         let mut plain = vec![Vec::new(); sizes.len()];
         let found = self.rounds(time, &sizes, |bench, bytes| {
             let count = ((8 << 20) / bytes).clamp(4, 64) as u32;
-            bench.mode(Mode::Plain, bytes, count + 1)?;
+            bench.mode(Mode::Plain, bytes, count + WARM)?;
             let reference = bench.batch(count, |bench, number| bench.plain(bytes, number))?;
             let place = sizes.iter().position(|size| *size == bytes).unwrap_or(0);
             plain[place].push(reference);

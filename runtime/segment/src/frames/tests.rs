@@ -555,3 +555,42 @@ fn the_frame_that_is_made_ready_is_nobodys() {
     let audit = left.audit_frames();
     assert_eq!((audit.out, audit.astray), (1, 0), "{audit:?}");
 }
+
+#[test]
+fn lines_are_those_that_were_sent_whatever_they_lie_in() {
+    let (left, mut right) = pair();
+    for lens in [
+        &[0usize][..],
+        &[63],
+        &[64],
+        &[4000],
+        &[1, 64],
+        &[63, 1, 64],
+        &[100, 100, 100],
+        &[5, 0, 7, 200, 1],
+        &[128, 3000],
+    ] {
+        let all = bytes(lens.iter().sum(), 3);
+        let mut rest = &all[..];
+        let frames: Vec<_> = lens
+            .iter()
+            .map(|len| {
+                // Headers of any length may have been pushed: then it lies anywhere.
+                let mut frame = left.frame(len + 3).unwrap();
+                frame.pop(3).unwrap();
+                let (part, behind) = rest.split_at(*len);
+                frame.copy_from_slice(part);
+                rest = behind;
+                frame
+            })
+            .collect();
+        left.try_lend(Outgoing::message(1), &frames).unwrap();
+        drop(frames);
+        assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+        let received = right.incoming().0.frames().unwrap();
+        let mut seen = Vec::new();
+        let read = received.for_each_line(|line| seen.extend(line.map(u64::to_ne_bytes)));
+        assert!(read == all.len() / 64 * 64 && seen.as_flattened() == &all[..read]);
+        right.consume();
+    }
+}

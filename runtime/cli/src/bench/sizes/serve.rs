@@ -18,8 +18,6 @@ pub(super) const UNTOUCHED: u16 = 2;
 pub(super) const WORK: u16 = 3;
 pub(super) const COUNT: u16 = 4;
 
-/// Read at a time: what stays in the nearest cache.
-const PIECE: usize = 4096;
 /// Written at a time to a socket whose other side writes as well.
 const SOCKET: usize = 64 << 10;
 
@@ -81,20 +79,16 @@ pub(super) fn sum(words: usize, first: u64) -> u64 {
     words.wrapping_mul(first).wrapping_add(run)
 }
 
-/// The same, of what has come.
+/// The same, of what has come, in whole lines.
 pub(super) fn sum_of(received: &Response<'_>) -> u64 {
-    let mut piece = [0; PIECE];
-    let (mut at, mut sum) = (0, 0u64);
-    loop {
-        let count = received.copy_to(at, &mut piece);
-        if count == 0 {
-            return sum;
+    // A sum for each word of a line, so that they are added as vectors: as those of plain memory are.
+    let mut sums = [0u64; 8];
+    received.for_each_line(|line| {
+        for (sum, word) in sums.iter_mut().zip(line) {
+            *sum = sum.wrapping_add(word);
         }
-        at += count;
-        for word in piece[..count].as_chunks::<8>().0 {
-            sum = sum.wrapping_add(u64::from_ne_bytes(*word));
-        }
-    }
+    });
+    sums.into_iter().fold(0, u64::wrapping_add)
 }
 
 /// Waits for the other side's turn.
