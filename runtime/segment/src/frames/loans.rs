@@ -137,7 +137,9 @@ impl Port {
         if len > max {
             return Err(FrameError::TooLarge { len, max });
         }
-        if self.lent() < PATIENT
+        let look = equipment.pool.prefers_returned(len) && self.has_returns();
+        if !look
+            && self.lent() < PATIENT
             && let Some(frame) = equipment.pool.ready_frame(len)
         {
             return Ok(frame);

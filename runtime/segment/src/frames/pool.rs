@@ -82,6 +82,8 @@ pub struct Pool {
     limit: usize,
     bytes: Cell<usize>,
     shared: bool,
+    /// The last frame that was done with is large, and somebody here has written it.
+    wrote_large: Cell<bool>,
 }
 
 /// Which frame of a pool.
@@ -94,6 +96,8 @@ pub(crate) struct Name {
 /// Slabs of small frames are at least so large.
 const LEAST_SLAB: usize = 256 << 10;
 const PAGE: usize = 4096;
+/// Two frames of this length that are written in turn are more than caches hold.
+const LARGE: usize = 4 << 20;
 
 /// Bytes from one frame to the next, for frames of so many bytes: powers of two and the middles between them, and what lies in
 /// front of them; at least a page.
@@ -148,12 +152,20 @@ impl Pool {
             limit,
             bytes: Cell::new(0),
             shared,
+            wrote_large: Cell::new(false),
         })
     }
 
     /// Whether its frames may be sent over any channel.
     pub fn is_shared(&self) -> bool {
         self.shared
+    }
+
+    /// Whether the caches would rather see a frame of so many bytes again that has come back than a second one: two that are written in turn
+    /// do not fit any, and one may. (16 MiB written and read both ways went at 0.73-0.78 of the rate of plain memory with two, CPUs that
+    /// share a cache of 32 MiB. What nobody writes is in no cache: to look for it would only take a line from the peer.)
+    pub(crate) fn prefers_returned(&self, len: usize) -> bool {
+        len > LARGE && self.wrote_large.get()
     }
 
     /// How often this frame has been handed out.
@@ -268,6 +280,7 @@ impl Pool {
             stride: slab.stride,
             begin: HEADROOM,
             len,
+            written: false,
             pool: Rc::clone(self),
         })
     }
@@ -387,6 +400,7 @@ pub struct Frame {
     stride: usize,
     begin: usize,
     len: usize,
+    written: bool,
 }
 
 impl Frame {
@@ -483,6 +497,7 @@ impl Deref for Frame {
 
 impl DerefMut for Frame {
     fn deref_mut(&mut self) -> &mut [u8] {
+        self.written = true;
         // SAFETY: bounds, alignment, initialised, aliasing, lifetime: as in `deref`, and self is borrowed exclusively: it is in no
         // `Frozen`, which never gives out its frame to be written, so there is no clone of it.
         unsafe { core::slice::from_raw_parts_mut(self.at(self.begin).as_ptr(), self.len) }
@@ -503,6 +518,8 @@ impl core::fmt::Debug for Frame {
 
 impl Drop for Frame {
     fn drop(&mut self) {
+        let wrote_large = self.written && self.len > LARGE;
+        self.pool.wrote_large.set(wrote_large);
         self.pool.settle(self.name, |entry| entry.out -= 1);
     }
 }
