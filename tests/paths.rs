@@ -68,7 +68,8 @@ fn stage(number: usize, address: &str) {
     let worker = Worker {
         number,
         cut_off: false,
-        stage: Stage::new(64),
+        // More than are sent, however late a stage is: one too many would be given back at once.
+        stage: Stage::new(128),
         due: Vec::new(),
     };
     let handlers = Handlers::new().on(FRAME, take_frame).on(TURN, take_turn);
