@@ -33,7 +33,7 @@ pub(crate) struct Trusting {
     slot: usize,
     tag: u64,
     consumed: u64,
-    scratch: Box<[u64; 136]>,
+    scratch: Box<[u64; 352]>,
 }
 
 impl Trusting {
@@ -44,7 +44,7 @@ impl Trusting {
             slot: 0,
             tag: 1,
             consumed: 0,
-            scratch: Box::new([0; 136]),
+            scratch: Box::new([0; 352]),
         }
     }
 
@@ -70,7 +70,7 @@ impl Trusting {
         let to = self.scratch.as_mut_ptr().cast::<u8>();
         let from = line.as_ptr().cast::<u8>().wrapping_add(8);
         // SAFETY:
-        // bounds: the library's sender, in this process, says no more than 1,080 bytes, and wrote them there.
+        // bounds: the library's sender, in this process, says no more than 2,808 bytes, and wrote them there.
         // aliasing: nobody writes them meanwhile: the sender is this very thread. initialised: memory of a memfd.
         unsafe { std::ptr::copy_nonoverlapping(from, to, len) };
         // SAFETY: bounds, initialised: what was copied. aliasing, lifetime: nobody writes the scratch until the next message.
