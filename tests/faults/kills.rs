@@ -533,7 +533,7 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     let found = &mut survivor.found;
     found.print(name, start.elapsed());
     println!("  {before:?}, then {after:?}");
-    if long() {
+    if long() && !crowd {
         // How soon the kernel ends a process, and runs a thread, is not ours.
         assert!(percentile(&found.own, 0.5) <= 1_000_000, "p50 above 1 ms");
     }

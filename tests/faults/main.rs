@@ -6,7 +6,8 @@
 //!
 //! `cargo test --test faults` runs each with some rounds; `TIGHTBEAM_LONG=1 cargo test --release --test faults` with as many as the
 //! figures of the issue ask for. `TIGHTBEAM_KILLS=5000` kills fewer or more at random moments, so that many may be killed a part at
-//! a time. `TIGHTBEAM_SEED` repeats the random choices of a run.
+//! a time. `TIGHTBEAM_SEED` repeats the random choices of a run. Most of a long run's kills are with a CPU for each process that is busy: with
+//! four on two CPUs the kernel alone takes longer to end one than it may take until all is told.
 
 mod board;
 mod clocks;
@@ -69,15 +70,15 @@ fn kills(long_run: u64, short_run: u64) -> u64 {
 #[test]
 fn clients_are_killed_at_random_moments() {
     let _alone = alone();
-    kills::campaign(true, true, kills(50_000, 500));
-    kills::campaign(true, false, kills(5_000, 200));
+    kills::campaign(true, true, kills(5_000, 500));
+    kills::campaign(true, false, kills(50_000, 200));
 }
 
 #[test]
 fn listeners_are_killed_at_random_moments() {
     let _alone = alone();
-    kills::campaign(false, true, kills(50_000, 500));
-    kills::campaign(false, false, kills(5_000, 200));
+    kills::campaign(false, true, kills(5_000, 500));
+    kills::campaign(false, false, kills(50_000, 200));
 }
 
 #[test]
