@@ -450,7 +450,7 @@ fn listeners_without_manners() {
         let (unsealed, short, pipe) = (unsealed(), sealed(4096), OwnedFd::from(pipe));
         for (descriptor, says) in [
             (&unsealed, ["lacks seals", "needed are 0x6"]),
-            (&short, ["4096 bytes", "12288 are needed"]),
+            (&short, ["4096 bytes", "16384 are needed"]),
             (&pipe, ["no memfd", "Invalid argument"]),
         ] {
             let error = refused(&welcome, &[descriptor]);

@@ -294,7 +294,7 @@ fn outcome(header: u64) -> Outcome {
         // The slot is where credit is elsewhere, and that is 0 here.
         return Outcome::Fault(PeerFault::Slot {
             slot: 0,
-            slots: 150,
+            slots: 183,
         });
     }
     let is_short_message = kind == 0 && flags == 0 && !multi;

@@ -10,7 +10,7 @@ pub(crate) const STATE_LINE: usize = 4;
 pub(crate) const RING_LINE: usize = 24;
 pub(crate) const RETURNS_LINE: usize = 8;
 /// Slots in which a message may start in a ring of depth 64, and the longest message.
-pub(crate) const STARTS: usize = 150;
+pub(crate) const STARTS: usize = 183;
 pub(crate) const MAX_INLINE: usize = 1080;
 
 /// Slots that a sender may have in flight.

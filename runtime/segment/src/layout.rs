@@ -16,7 +16,7 @@
 //!
 //! `starts` = [`admitted`](Layout::admitted) (depth, but at least one largest message)
 //! + `reserve` (replies to calls: [`MAX_CALLS`] largest messages, so that a reply always has room)
-//! + `waste` (one jump marker, and what a largest message may leave unused before a jump).
+//! + `waste` (what a jump may leave unused: three largest messages).
 //!
 //! A message starts in one of `starts` slots and may run up to its most slots less one further, so none is split by the ring's end.
 
@@ -102,6 +102,8 @@ pub const LAYOUT_HASH: u64 = hash(&[
     RETURNS as u64,
     MAX_PARTS as u64,
     HOT_SLOTS as u64,
+    // Largest messages that are wasted at most.
+    3,
     // Bytes in the slots behind a message's first.
     SLOT_BYTES as u64,
     // Header fields: tag, kind, M, R, length, credit, W, target: the shift of each.
@@ -207,9 +209,15 @@ impl Layout {
         self.admitted() + MAX_CALLS * self.max_slots()
     }
 
+    /// Slots that a jump over a tail may leave unused, until its marker is known to be consumed: what was too short for a message in
+    /// front of the marker, and the tail, which is at most two largest messages, one in flight when the last ended its lap.
+    pub(crate) const fn waste(&self) -> usize {
+        3 * self.max_slots()
+    }
+
     /// A message starts in a slot below this.
     pub(crate) const fn starts(&self) -> usize {
-        self.admitted_reply() + self.max_slots() + 1
+        self.admitted_reply() + self.waste()
     }
 
     /// A message ends at or below this slot.
@@ -254,19 +262,19 @@ mod tests {
             (0, 1, 2, 3)
         );
         assert_eq!(VERSION, 1);
-        assert_eq!(LAYOUT_HASH, 0xe0d7_9adc_deb1_31e4);
+        assert_eq!(LAYOUT_HASH, 0x1d9b_b42a_f342_d3c9);
     }
 
     #[test]
     fn footprints() {
         for (depth, lines, bytes) in [
-            (2, 143, 12_288),
-            (16, 143, 12_288),
-            (64, 190, 12_288),
-            (128, 416, 28_672),
-            (256, 544, 36_864),
-            (1024, 1312, 86_016),
-            (65_536, 65_824, 4_214_784),
+            (2, 176, 12_288),
+            (16, 176, 12_288),
+            (64, 223, 16_384),
+            (128, 503, 32_768),
+            (256, 631, 40_960),
+            (1024, 1399, 90_112),
+            (65_536, 65_911, 4_218_880),
         ] {
             let layout = Layout::new(depth).unwrap();
             assert_eq!(

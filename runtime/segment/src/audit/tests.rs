@@ -7,7 +7,7 @@ use crate::{Arrival, Batch, Layout, Outgoing, PeerFault, testing};
 use std::string::{String, ToString};
 
 /// Slots of a ring of depth 64, and its first lap's tag.
-const SLOTS: usize = 166;
+const SLOTS: usize = 199;
 const TAG: u8 = 1;
 
 /// A left port that has sent so many messages of one slot, which the right one has not looked at.
@@ -92,7 +92,7 @@ fn a_slot_that_the_ring_does_not_have() {
     assert_eq!(left.audit().findings, [wanted]);
     assert_eq!(
         wanted.to_string(),
-        "my ring: slot 166 was sent, but there are only 166"
+        "my ring: slot 199 was sent, but there are only 199"
     );
 }
 
