@@ -12,7 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 use support::{PATIENCE, patiently};
 use tightbeam::{
-    Batch, CallError, Carrier, Devices, Event, Handlers, Location, OpenError, Purpose, SendError,
+    Batch, CallError, Carrier, Devices, Event, Handlers, Location, Offered, OpenError, Policy,
+    Purpose, SendError,
 };
 use tightbeam_proto::opening::{Client, Offer, Progress, SHORTEST, Turn};
 use tightbeam_proto::wire::message::Cookie;
@@ -492,4 +493,34 @@ fn who_asks_for_short_packets_costs_others_nothing() {
     drop(server);
     let event = client.join().unwrap();
     assert!(matches!(event, Some(Event::Closed { .. })), "{event:?}");
+}
+
+/// What waits in front of a message that can never be sent would wait for ever.
+#[test]
+fn no_queue_takes_what_is_too_long_for_its_path() {
+    let builder = tightbeam_endpoint::Endpoint::<(), One>::builder().state(0);
+    let builder = builder.handlers(handlers()).depth(16);
+    let mut server = builder
+        .policy(Policy::DropOldest)
+        .listen("one:127.0.0.1:47212")
+        .unwrap();
+    let to = "127.0.0.1:47212".parse().unwrap();
+    let _socket = narrow_client(to, || {
+        server.poll(64);
+    });
+    let Some(Event::Opened { channel, .. }) = server.next_event() else {
+        panic!("it is open");
+    };
+    while server.offer_to(channel, 3, b"short").unwrap() == Offered::Sent {}
+    let (len, max) = (200, SHORTEST - 32);
+    let refused = server.offer_to(channel, 3, &[0; 200]).unwrap_err();
+    assert_eq!(refused, SendError::TooLarge { len, max });
+    assert_eq!(
+        server.offer_to(channel, 3, b"behind").unwrap(),
+        Offered::Queued
+    );
+    patiently(|| {
+        server.poll(64);
+        (server.load(channel).unwrap().queued == 0).then_some(())
+    });
 }

@@ -136,10 +136,15 @@ impl Offer for Bytes<'_> {
     }
 
     fn wait(&mut self, channel: &mut Channel) -> Result<(Offered, u64), TrySendError> {
+        // What can never be sent is refused now: in the queue it would keep back all that comes behind it.
+        let (len, max) = (self.payload.len(), channel.port.max_message());
+        if len > max {
+            return Err(TrySendError::TooLarge { len, max });
+        }
         let Some(queue) = &mut channel.flow.queue else {
             return Ok((Offered::Dropped, 1));
         };
-        if self.payload.len() <= MAX_INLINE {
+        if len <= MAX_INLINE {
             let dropped = queue.push_bytes(self.handler, self.payload);
             return Ok((Offered::Queued, dropped));
         }

@@ -16,7 +16,8 @@ use tightbeam_proto::wire::message::{HEADER, VERSION};
 use tightbeam_segment::{MAX_INLINE, Route};
 use tightbeam_sys::control::wait_readable;
 
-/// Bytes that a packet must be able to carry: then what goes through the rings without a frame is never too long.
+/// Bytes that a packet of ours must be able to carry: what any ring carries without a frame, and a batch. (A path, or a peer, may be
+/// narrower: then what is longer is refused, and of a batch counted as too long.)
 const LEAST_PACKET: usize = HEADER + MAX_INLINE;
 /// While a client waits for an answer it looks whether packets have come at least so often.
 const LOOK: Duration = Duration::from_millis(5);
