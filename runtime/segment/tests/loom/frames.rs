@@ -229,10 +229,12 @@ fn frames_come_back_in_any_order() {
     });
 }
 
-/// A frame that its owner drops while it is lent is free when it comes back, and not before.
+/// A frame that its owner drops while it is lent is free when it comes back, and not before. With `TIGHTBEAM_LONG=1` the owner looks twice:
+/// 863,000 executions instead of 8,700.
 #[test]
 fn a_published_frame_is_free_when_the_last_has_done_with_it() {
-    model(|| {
+    let attempts = 1 + u8::from(std::env::var_os("TIGHTBEAM_LONG").is_some());
+    model(move || {
         let (left, mut right) = pair(1);
         let bytes = watched(1);
         let (written, known) = (Rc::clone(&bytes), Cell::new(0));
@@ -244,7 +246,7 @@ fn a_published_frame_is_free_when_the_last_has_done_with_it() {
                 left.try_publish(Outgoing::message(1), &frame).unwrap();
             }
             drop(frame);
-            send(left, &written, &known, 2)
+            send(left, &written, &known, attempts)
         });
         let first = receive(&mut right);
         let second = receive(&mut right);
