@@ -155,7 +155,7 @@ pub(crate) const fn room() -> Room {
 /// Writes the message with this number into `bytes` and returns it. Of all that is in it the receiver knows each bit.
 pub(crate) fn fill(bytes: &mut Room, sender: u64, number: u64) -> &[u8] {
     let mixed = mixed(sender, number);
-    // Most are small, as most are; one in 16 may be of any length that fits into the ring, and one goes in a frame.
+    // Most are small, as most are; one in 16 may be of any length that fits into every ring, and one is longer.
     let (least, room) = match mixed >> 60 {
         0 => (HEAD, MAX_INLINE - HEAD + 1),
         1 => (MAX_INLINE + 1, bytes.len() - MAX_INLINE),

@@ -54,7 +54,7 @@ pub(crate) unsafe fn copy_bytes(from: *const u8, to: *mut u8, bytes: usize) {
     }
     // SAFETY: bounds, aliasing, lifetime: the caller's promises. alignment: a byte needs none. initialised: the bytes are moved,
     // not looked at.
-    unsafe { rest::copy(from, to, bytes) }
+    unsafe { plain::copy(from, to, bytes) }
 }
 
 /// Calls `each` with each of so many pieces of 64 bytes, in their order, anywhere.
@@ -71,12 +71,12 @@ pub(crate) unsafe fn copy_bytes(from: *const u8, to: *mut u8, bytes: usize) {
 pub(crate) unsafe fn for_each_line(from: *const u8, lines: usize, mut each: impl FnMut(LineWords)) {
     for line in 0..lines {
         // SAFETY: bounds, aliasing, lifetime: line < lines, and the caller's promises.
-        each(unsafe { rest::load_line(from.wrapping_add(line * SLOT_BYTES)) });
+        each(unsafe { plain::load_line(from.wrapping_add(line * SLOT_BYTES)) });
     }
 }
 
 #[cfg(all(target_arch = "x86_64", not(loom)))]
-mod rest {
+mod plain {
     use crate::scratch::LineWords;
     use core::arch::asm;
     use core::arch::x86_64::__m128i;
@@ -128,7 +128,7 @@ mod rest {
 }
 
 #[cfg(not(all(target_arch = "x86_64", not(loom))))]
-mod rest {
+mod plain {
     use crate::scratch::LineWords;
     use crate::sync::{AtomicU8, Ordering};
 

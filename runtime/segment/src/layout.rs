@@ -84,6 +84,10 @@ pub(crate) const fn hot_slots(slots: usize) -> usize {
     if slots == 1 { HOT_SLOTS } else { 2 * slots + 1 }
 }
 
+/// Largest messages in whose place a jump over a tail may leave nothing, until its marker is known to be consumed: what was too short
+/// for one in front of the marker, and the tail, which is at most two, one in flight when the last ended its lap.
+const WASTED: usize = 3;
+
 const fn inline_of(slots: usize) -> usize {
     PAYLOAD_BYTES + (slots - 1) * SLOT_BYTES
 }
@@ -102,8 +106,7 @@ pub const LAYOUT_HASH: u64 = hash(&[
     RETURNS as u64,
     MAX_PARTS as u64,
     HOT_SLOTS as u64,
-    // Largest messages that are wasted at most.
-    3,
+    WASTED as u64,
     // Bytes in the slots behind a message's first.
     SLOT_BYTES as u64,
     // Header fields: tag, kind, M, R, length, credit, W, target: the shift of each.
@@ -209,15 +212,9 @@ impl Layout {
         self.admitted() + MAX_CALLS * self.max_slots()
     }
 
-    /// Slots that a jump over a tail may leave unused, until its marker is known to be consumed: what was too short for a message in
-    /// front of the marker, and the tail, which is at most two largest messages, one in flight when the last ended its lap.
-    pub(crate) const fn waste(&self) -> usize {
-        3 * self.max_slots()
-    }
-
     /// A message starts in a slot below this.
     pub(crate) const fn starts(&self) -> usize {
-        self.admitted_reply() + self.waste()
+        self.admitted_reply() + WASTED * self.max_slots()
     }
 
     /// A message ends at or below this slot.

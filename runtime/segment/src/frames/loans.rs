@@ -137,8 +137,8 @@ impl Port {
         if len > max {
             return Err(FrameError::TooLarge { len, max });
         }
-        let look = equipment.pool.prefers_returned(len) && self.has_returns();
-        if !look
+        let returned_first = equipment.pool.prefers_returned(len) && self.has_returns();
+        if !returned_first
             && self.lent() < PATIENT
             && let Some(frame) = equipment.pool.ready_frame(len)
         {

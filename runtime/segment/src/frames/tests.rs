@@ -18,6 +18,14 @@ fn pair() -> (Port, Port) {
     (left, right)
 }
 
+/// One message of all these frames, taken in them.
+fn hand_over(left: &Port, right: &mut Port, frames: Vec<Frame>) -> Received {
+    left.try_lend(Outgoing::message(1), &frames).unwrap();
+    drop(frames);
+    assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+    right.incoming().0.frames().unwrap()
+}
+
 fn bytes(len: usize, seed: usize) -> Vec<u8> {
     (0..len).map(|n| (n * 7 + seed) as u8).collect()
 }
@@ -167,10 +175,7 @@ fn a_message_may_be_several_frames() {
             frame
         })
         .collect();
-    left.try_lend(Outgoing::message(1), &frames).unwrap();
-    drop(frames);
-    assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
-    let received = right.incoming().0.frames().unwrap();
+    let received = hand_over(&left, &mut right, frames);
     assert_eq!((received.parts(), received.len()), (MAX_PARTS, whole.len()));
     assert!(received.to_vec() == whole);
     let mut across = [0; 4000];
@@ -584,10 +589,7 @@ fn lines_are_those_that_were_sent_whatever_they_lie_in() {
                 frame
             })
             .collect();
-        left.try_lend(Outgoing::message(1), &frames).unwrap();
-        drop(frames);
-        assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
-        let received = right.incoming().0.frames().unwrap();
+        let received = hand_over(&left, &mut right, frames);
         let mut seen = Vec::new();
         let read = received.for_each_line(|line| seen.extend(line.map(u64::to_ne_bytes)));
         assert!(read == all.len() / 64 * 64 && seen.as_flattened() == &all[..read]);

@@ -16,10 +16,10 @@ mod sleep;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Every interleaving: nothing bounds the preemptions, and no loop spins.
+/// Every interleaving: nothing bounds the preemptions, and no loop spins where both sides would.
 ///
 /// Who spins tries over and over, and each time is a case of its own: with a loop that waits for credit three messages took more
-/// than 800,000 executions, without one 196,000. So a thread here tries so many times and then gives up, at any moment that the
+/// than 800,000 executions, without one 196,000. So a thread tries so many times and then gives up, at any moment that the
 /// model likes; what it did not get to is done when the other has ended.
 fn model(f: impl Fn() + Sync + Send + 'static) {
     let executions = Arc::new(AtomicU64::new(0));
