@@ -11,7 +11,7 @@ const STRETCH: u64 = 8;
 /// Of these, between two looks at the CPU clock, which is a system call.
 const LOOK: u64 = 32;
 /// During a call that takes longer, this process or the victim has lost its CPU to somebody: no poll takes so long.
-pub(crate) const SLOW: u64 = crate::victim::BOUND;
+pub(crate) const SLOW: u64 = crate::times::BOUND;
 
 pub(crate) fn run(board: &Board, address: &str) {
     pin(1);

@@ -16,13 +16,15 @@ mod pen;
 mod scribe;
 #[path = "../support/mod.rs"]
 mod support;
+mod times;
 mod victim;
 mod words;
 
 use board::{Board, IDLE, REST, SCRIBBLE, STOP, Word};
 use std::time::{Duration, Instant};
 use support::{PATIENCE, Peer, Scratch, role};
-use victim::{BOUND, ENDS};
+use times::BOUND;
+use victim::ENDS;
 
 /// Channels before the victim's memory is first looked at.
 const WARM_UP: u64 = 50;
@@ -427,10 +429,11 @@ fn a_scribbler_hurts_nobody_but_itself() {
     if size.long {
         let rate = median(&mut findings.ratios[1]);
         assert!(rate >= 0.95, "the third party's rate: {rate}");
-        // What the hypervisor steals in less than a tick is not told.
+        // What the host takes without saying so counts as own CPU time too: a loop on this machine that only reads the clock sees
+        // more than 1 ms of it one to three times a minute.
         let (over, polls) = (findings.sum(Word::PollOver), findings.sum(Word::Polls));
         assert!(
-            over <= polls / 1_000_000,
+            over <= polls / 100_000_000,
             "{over} of {polls} polls above {BOUND} ns"
         );
     }

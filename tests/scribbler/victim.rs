@@ -1,14 +1,14 @@
 //! The victim: polls, sends and calls at full rate, serves the third party, and watches itself.
 
-use crate::board::{Board, REST, Word, own_time, pin};
+use crate::board::{Board, REST, Word, pin};
 use crate::support::patiently;
+use crate::times::{Group, Times};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 use tightbeam::{
     Batch, ChannelId, Endpoint, Event, Handlers, MAX_INLINE, MAX_MESSAGE, Message, PeerFault,
     Reply, SendError, Wait,
 };
-use tightbeam_sys::clock::TickClock;
 
 /// Handlers: answers with [`transformed`] bytes; reads; reads and answers; sends to who sent.
 pub(crate) const ECHO: u16 = 1;
@@ -20,18 +20,8 @@ pub(crate) const STORM: u16 = 4;
 const DEPTH: usize = 64;
 /// Messages that a poll may handle.
 const BUDGET: usize = 256;
-/// Polls between two readings of the CPU clock, which is a system call of half a microsecond: with few polls it would be most of
-/// what a victim does whose polls are short, and whether the scribbler has a channel would decide how often it is made.
-const GROUP: usize = 1024;
-/// The same for a victim that sleeps in between.
-const GROUP_ASLEEP: usize = 16;
 /// How long the victim waits for an answer of the scribbler.
 const CALL_WITHIN: Duration = Duration::from_micros(30);
-/// Own CPU time between two looks at what the hypervisor has stolen, which is told in steps of 10 ms.
-const STEAL_LOOK: u64 = 100_000_000;
-/// No poll shall take more of the victim's own CPU time.
-pub(crate) const BOUND: u64 = 1_000_000;
-
 /// How channels end, in the order of [`Word::Ends`].
 pub(crate) const ENDS: [&str; 15] = [
     "Length",
@@ -131,84 +121,6 @@ fn storm(seen: &mut Seen, message: Message<'_>, reply: Reply<'_>) {
     let _ = reply.try_send(NOTE, bytes);
 }
 
-/// How long polls took: eight buckets for each power of two.
-struct Times {
-    counts: Vec<u64>,
-    max: u64,
-    over: u64,
-    /// Those above the bound during which the hypervisor ran somebody else, which the CPU clock cannot tell.
-    stolen: u64,
-    polls: u64,
-}
-
-impl Times {
-    const STEPS: u64 = 8;
-
-    fn new() -> Times {
-        Times {
-            counts: vec![0; 64 * Self::STEPS as usize],
-            max: 0,
-            over: 0,
-            stolen: 0,
-            polls: 0,
-        }
-    }
-
-    fn note(&mut self, ns: u64) {
-        let power = (ns | Self::STEPS).ilog2();
-        let step = (ns >> (power - 3)) & (Self::STEPS - 1);
-        self.counts[(u64::from(power) * Self::STEPS + step) as usize] += 1;
-        self.max = self.max.max(ns);
-        self.polls += 1;
-    }
-
-    /// The upper end of the bucket in which this share of the polls ends.
-    fn quantile(&self, share: f64) -> u64 {
-        let mut left = (self.polls as f64 * share) as u64;
-        for (bucket, count) in self.counts.iter().enumerate() {
-            if *count > left {
-                let (power, step) = (bucket as u64 / Self::STEPS, bucket as u64 % Self::STEPS);
-                return (Self::STEPS + step + 1) << power.saturating_sub(3);
-            }
-            left -= count;
-        }
-        self.max
-    }
-}
-
-/// Polls that have been timed by the wall, until the CPU clock says how much of it was ours: the kernel may have run
-/// others meanwhile.
-struct Group {
-    walls: [u64; GROUP],
-    count: usize,
-    since: u64,
-    /// What the hypervisor has stolen, and when that was looked at.
-    stolen: (u64, u64),
-}
-
-impl Group {
-    fn close(&mut self, times: &mut Times) {
-        let now = own_time();
-        let own = now - self.since;
-        let mut longest = 0;
-        for wall in &self.walls[..self.count] {
-            times.note((*wall).min(own));
-            longest = longest.max((*wall).min(own));
-        }
-        if longest > BOUND || now - self.stolen.1 > STEAL_LOOK {
-            let stolen = stolen();
-            if longest > BOUND {
-                match stolen > self.stolen.0 {
-                    true => times.stolen += 1,
-                    false => times.over += 1,
-                }
-            }
-            self.stolen = (stolen, now);
-        }
-        (self.count, self.since) = (0, own_time());
-    }
-}
-
 struct Victim<'a> {
     board: &'a Board,
     endpoint: Endpoint<Seen>,
@@ -247,25 +159,18 @@ pub(crate) fn run(board: &Board, address: &str) {
 
 impl Victim<'_> {
     fn serve(&mut self) {
-        let clock = TickClock::calibrate();
         let (mut rest, mut scribbled) = (Times::new(), Times::new());
-        let mut group = Group {
-            walls: [0; GROUP],
-            count: 0,
-            since: own_time(),
-            stolen: (stolen(), own_time()),
-        };
+        let mut group = Group::new(self.sleeps);
         let mut mode = REST;
         while self.board.get(Word::StopVictim) == 0 {
             self.round += 1;
-            let before = clock.now();
+            let before = group.tick();
             let handled = self.endpoint.poll(BUDGET);
-            group.walls[group.count] = clock.ns(clock.now().wrapping_sub(before)) as u64;
-            group.count += 1;
+            let after = group.tick();
             self.board.add(Word::Handled, handled as u64);
-            self.attend();
-            let full = if self.sleeps { GROUP_ASLEEP } else { GROUP };
-            if group.count == full {
+            let events = self.attend();
+            group.note(before, handled, events, after);
+            if group.is_over() {
                 group.close(match mode {
                     REST => &mut rest,
                     _ => &mut scribbled,
@@ -278,7 +183,7 @@ impl Victim<'_> {
                 if self.sleeps {
                     self.endpoint.poll_for(BUDGET, Duration::from_micros(200));
                 }
-                group.since = own_time();
+                group.begin();
             }
             if let Some(scribbler) = self.scribbler {
                 self.bother(scribbler);
@@ -309,9 +214,11 @@ impl Victim<'_> {
         board.set(Word::Torn, self.endpoint.state().torn);
     }
 
-    /// Notes whose channels begin and end.
-    fn attend(&mut self) {
+    /// Notes whose channels begin and end, and how many did.
+    fn attend(&mut self) -> usize {
+        let mut events = 0;
         while let Some(event) = self.endpoint.next_event() {
+            events += 1;
             let Event::Opened { channel, peer } = &event else {
                 self.note_end(&event);
                 continue;
@@ -325,6 +232,7 @@ impl Victim<'_> {
             let number = self.board.get(Word::Opened);
             self.board.set(Word::Current, number);
         }
+        events
     }
 
     fn note_end(&mut self, event: &Event) {
@@ -392,17 +300,6 @@ impl Victim<'_> {
         self.board.set(Word::Kibibytes, kibibytes());
         self.board.set(Word::Measured, asked);
     }
-}
-
-/// Time that the hypervisor has taken from this thread's CPU, in the kernel's ticks.
-fn stolen() -> u64 {
-    let stat = std::fs::read_to_string("/proc/stat").unwrap_or_default();
-    let cpu = format!("cpu{}", tightbeam_sys::cpu::current());
-    let line = stat
-        .lines()
-        .find(|line| line.split(' ').next() == Some(&cpu));
-    let column = line.and_then(|line| line.split(' ').nth(8));
-    column.and_then(|ticks| ticks.parse().ok()).unwrap_or(0)
 }
 
 fn descriptors() -> u64 {
