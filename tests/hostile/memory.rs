@@ -19,6 +19,7 @@ pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
         "write to the victim's frames" => write_to_frames(side, address),
         "pass without end" => pass_without_end(side, address),
         "pass many" => pass_many(side, address),
+        "pass much" => pass_much(side, address),
         _ => return false,
     }
     true
@@ -313,5 +314,59 @@ fn l06_memory_for_frames_without_end() {
             assert_eq!(mapped_frames(), 0);
             stage.end();
         }
+    }
+}
+
+/// Pieces of this size, of which all are the same memory: together less than may be passed.
+const LARGE: usize = 16 << 20;
+const LARGE_PIECES: u64 = 32;
+
+/// Passes large pieces, and says one message in a frame of the last.
+fn pass_much(side: Side, address: &str) {
+    let liar = Opener::new(side, address).open();
+    let (memory, _words) = whole_memory(LARGE / STRIDE);
+    Ledger::of(address).wait_for(GO, 1);
+    for number in 0..LARGE_PIECES {
+        let said = grant(number, STRIDE, LARGE);
+        pass(&liar.socket, &said, &[memory.as_fd()]);
+    }
+    let last = LARGE_PIECES as u16 - 1;
+    say_framed(&liar, 0, NOTE, &[framed(last, 1, 0, 100)]);
+    Ledger::of(address).wait_for(GO, 2);
+    liar.leave();
+}
+
+/// Kibibytes of shared memory that this process has in its page tables.
+fn shared_kibibytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").expect("proc");
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("RssShmem:"));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("a number")
+}
+
+/// It is mapped in a poll, which must not take as long as a peer wants it to: only what is read is populated.
+#[test]
+fn l06_large_memory_for_frames_is_populated_where_it_is_read() {
+    for side in Side::BOTH {
+        let mut stage = Stage::new("l06-large");
+        let liar = stage.liar(side, "pass much");
+        let channel = stage.meet(side);
+        let before = shared_kibibytes();
+        stage.go(1);
+        stage.until_noted(channel, 1);
+        assert_eq!(mapped_frames() as u64, LARGE_PIECES);
+        let more = shared_kibibytes().saturating_sub(before);
+        assert!(more <= 1024, "{more} KiB");
+        assert_eq!(stage.log(channel).last, [7; 100]);
+        stage.go(2);
+        let end = stage.event();
+        assert!(matches!(end, tightbeam::Event::Closed { .. }), "{end:?}");
+        assert!(liar.finish());
+        stage.quarantined(channel);
+        // It is unmapped by another thread.
+        patiently(|| (mapped_frames() == 0).then_some(()));
+        stage.end();
     }
 }

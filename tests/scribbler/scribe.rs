@@ -25,6 +25,11 @@ const STRETCH: u64 = 256;
 /// Frames that the victim is told of, and bytes of each.
 pub(crate) const FRAMES: usize = 4;
 pub(crate) const STRIDE: usize = 8192;
+/// Memory of which it tells as if it were many pieces, as many and as much as may be, over one channel in so many: so much costs a
+/// scribbler nothing, and its victim is to map all of it.
+const LARGE: usize = 16 << 20;
+const PIECES: usize = 64;
+const ONCE_IN: usize = 4;
 
 /// A channel as the scribbler holds it.
 pub(crate) struct Scribe<'a> {
@@ -49,6 +54,7 @@ pub(crate) struct Scribe<'a> {
 pub(crate) fn run(board: &Board, address: &str) {
     pin(1);
     let mut random = Random::new(board.get(Word::Seed));
+    let large = sealed_memory(LARGE).0;
     let mut number = 0;
     loop {
         let mode = board.get(Word::Mode);
@@ -58,7 +64,10 @@ pub(crate) fn run(board: &Board, address: &str) {
             _ => {
                 number += 1;
                 match open(board, address, &mut random, number) {
-                    Some(mut scribe) if mode == SCRIBBLE => scribe.scribble(),
+                    Some(mut scribe) if mode == SCRIBBLE => {
+                        scribe.pass_much(&large);
+                        scribe.scribble();
+                    }
                     Some(scribe) => {
                         rest(board, IDLE);
                         scribe.pen.own.publish(STATE_LINE, 1, 1);
@@ -125,23 +134,41 @@ fn open<'a>(
     })
 }
 
-/// Passes memory for frames by the rules of `runtime/endpoint/src/connection.rs`.
-fn pass_frames(socket: &OwnedFd) -> Option<Words> {
+/// Memory for frames by the rules of `runtime/endpoint/src/connection.rs`, and its owner's mapping of it.
+fn sealed_memory(bytes: usize) -> (OwnedFd, Words) {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = rustix::fs::memfd_create("scribbled-frames", flags).expect("memory");
-    let bytes = FRAMES * STRIDE;
     rustix::io::pwrite(&memory, &vec![7; bytes], 0).expect("written");
     let words = Words::map(&memory);
     let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
     rustix::fs::fcntl_add_seals(&memory, seals).expect("sealed");
+    (memory, words)
+}
+
+/// Passes it as number so-and-so.
+fn pass(socket: &OwnedFd, number: usize, memory: &OwnedFd, bytes: usize) -> Option<()> {
     let magic = u64::from_le_bytes(*b"tb-mem\x9d\xff");
-    let grant = [magic, 0, STRIDE as u64, bytes as u64];
+    let grant = [magic, number as u64, STRIDE as u64, bytes as u64];
     let grant: Vec<u8> = grant.iter().flat_map(|word| word.to_ne_bytes()).collect();
     try_send(socket, &grant, &[memory.as_fd()]).ok()?;
+    Some(())
+}
+
+fn pass_frames(socket: &OwnedFd) -> Option<Words> {
+    let (memory, words) = sealed_memory(FRAMES * STRIDE);
+    pass(socket, 0, &memory, FRAMES * STRIDE)?;
     Some(words)
 }
 
 impl Scribe<'_> {
+    /// At times, as much as the connection takes.
+    fn pass_much(&mut self, large: &OwnedFd) {
+        if self.random.once_in(ONCE_IN) {
+            let pieces = self.random.below(PIECES);
+            let _ = (1..=pieces).try_for_each(|number| pass(&self.socket, number, large, LARGE));
+        }
+    }
+
     fn scribble(&mut self) {
         while self.goes_on() {
             acts::act(self);

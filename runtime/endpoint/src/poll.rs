@@ -3,7 +3,7 @@
 use crate::beside::Beside;
 use crate::channel::{Channel, ChannelId, Ending, PeerIdentity};
 use crate::connection::{Carrier, Connection};
-use crate::control::{Notice, Watch};
+use crate::control::{Notice, Watch, bury};
 use crate::event::MAX_EVENTS;
 use crate::later::Desk;
 use crate::net::{Line, Opened};
@@ -192,7 +192,7 @@ impl<S, D> Endpoint<S, D> {
         let (socket, pidfd) = (Arc::new(joined.socket), Arc::new(joined.pidfd));
         let all_armed = Rc::clone(&self.all_armed);
         let connection = Rc::new(Connection::new(Arc::clone(&socket), Rc::clone(&all_armed)));
-        let pool = Pool::new(FrameMaker, self.frame_limit);
+        let pool = Pool::new(FrameMaker { bury }, self.frame_limit);
         joined.port.equip(pool, Carrier(Rc::clone(&connection)));
         let beside = Beside::Process {
             connection,

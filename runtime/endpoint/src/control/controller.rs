@@ -9,6 +9,7 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{self, Alarm, Watcher};
+use tightbeam_sys::frames::Remains;
 use tightbeam_sys::wake;
 
 /// A channel's connection, to be watched until it ends.
@@ -48,6 +49,8 @@ pub(super) enum Command {
         door: Door,
         done: Sender<()>,
     },
+    /// To be dropped.
+    Bury(Remains),
 }
 
 /// The way to the control thread of this process.
@@ -58,10 +61,21 @@ pub(crate) struct Controller {
     process: u32,
 }
 
+static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
+
+/// Has the control thread drop large memory for frames: a poll in which a channel ends does not take as long as its peer had memory. Without
+/// such a thread, as in a fork, it is dropped here.
+pub(crate) fn bury(remains: Remains) {
+    let running = CURRENT.try_lock().ok().and_then(|current| *current);
+    match running {
+        Some(running) if !running.is_of_a_parent() => running.tell(Command::Bury(remains)),
+        _ => drop(remains),
+    }
+}
+
 impl Controller {
     /// The process's control thread, started when it is first asked for.
     pub(crate) fn get() -> Result<&'static Controller, OpenError> {
-        static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {
             Some(running) if !running.is_of_a_parent() => Ok(running),

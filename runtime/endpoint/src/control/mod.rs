@@ -13,7 +13,7 @@ mod thread;
 mod wire;
 
 pub(crate) use connect::connect;
-pub(crate) use controller::{Controller, Watch};
+pub(crate) use controller::{Controller, Watch, bury};
 pub use gate::Openings;
 pub(crate) use gate::{Gate, Outcome, Seat};
 pub(crate) use listener::{Listener, bind};

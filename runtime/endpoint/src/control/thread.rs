@@ -212,6 +212,7 @@ impl Thread {
                 // The endpoint may have been dropped meanwhile.
                 let _ = done.send(());
             }
+            Command::Bury(remains) => drop(remains),
         }
     }
 
