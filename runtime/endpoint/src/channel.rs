@@ -133,8 +133,8 @@ pub(crate) enum Called {
 
 /// What became of something that was not simply a message for a handler.
 enum Other {
-    /// A handler ran; the message is not consumed yet.
-    Handled,
+    /// A handler ran; the message is not consumed yet. It counts for so many more against the budget.
+    Handled(usize),
     /// The same of so many messages.
     Batch(usize),
     /// The awaited reply.
@@ -266,11 +266,11 @@ impl Channel {
     ) -> usize {
         let settled = self.unsettled;
         self.settle();
-        let mut handled = 0;
+        let (mut handled, mut more) = (0, 0);
         if self.port.holds_message() {
             handled += self.go_on(handlers, state);
         }
-        while handled < budget {
+        while handled + more < budget {
             let spins = mem::take(&mut spins);
             handler::dispatch(state, self.port.lookout(), handlers.table(), spins);
             if !self.port.holds_message() {
@@ -278,7 +278,7 @@ impl Channel {
                     break;
                 }
                 match self.other(handlers, state) {
-                    Other::Handled => {}
+                    Other::Handled(extra) => more += extra,
                     Other::Batch(messages) => {
                         handled += messages;
                         // Of a batch at fault nothing is consumed: the port has stopped.
@@ -340,7 +340,7 @@ impl Channel {
                 let (incoming, port) = self.port.incoming();
                 let (message, reply) = (Message(incoming), Reply::new(port));
                 handler::handle(handlers.table(), index, state, message, reply);
-                Other::Handled
+                Other::Handled(self.port.extra_cost())
             }
             Arrival::Batch => Other::Batch(self.unpack(handlers, state)),
             Arrival::Empty => Other::Nothing,

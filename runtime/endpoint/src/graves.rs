@@ -33,7 +33,6 @@ impl<S, D> Endpoint<S, D> {
             return;
         };
         port.collect();
-        self.visit_graves();
         if port.has_lent_shared() {
             self.graves.push(Grave {
                 port,

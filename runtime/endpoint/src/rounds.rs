@@ -121,6 +121,10 @@ impl<S, D> Endpoint<S, D> {
         let Some(channel) = &mut self.channels[slot] else {
             return 0;
         };
+        // The answer that a caller is about to take, which was found earlier in this poll: what is handled now would overwrite it.
+        if channel.answer.is_some() {
+            return 0;
+        }
         let handled = channel.drain(&self.handlers, &mut self.state, share, 0);
         channel.looks = match handled {
             0 => channel.looks.saturating_sub(1),

@@ -5,8 +5,8 @@
 
 use crate::lines::Line;
 use crate::{
-    Backing, Courier, FrameError, FrameMemory, Granted, Identity, Incarnation, Layout, MakeFrames,
-    OwnLines, PeerFault, PeerLines, Pool, Port, SLOT_BYTES, WritableBacking,
+    Arrived, Backing, Courier, FrameError, FrameMemory, Granted, Identity, Incarnation, Layout,
+    MakeFrames, OwnLines, PeerFault, PeerLines, Pool, Port, SLOT_BYTES, WritableBacking,
 };
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -147,8 +147,9 @@ impl Courier for HeapCourier {
         true
     }
 
-    fn granted(&self) -> Result<Option<Granted>, PeerFault> {
-        Ok(self.takes.borrow_mut().pop_front())
+    fn granted(&self) -> Result<Arrived, PeerFault> {
+        let first = self.takes.borrow_mut().pop_front();
+        Ok(first.map_or(Arrived::Nothing, Arrived::Memory))
     }
 }
 

@@ -79,7 +79,7 @@ pub use descriptor::{Kind, Outgoing};
 pub use device::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route};
 pub use fault::PeerFault;
 pub use frames::{
-    Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit,
+    Arrived, Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit,
     Received, Trust,
 };
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};

@@ -298,11 +298,15 @@ impl Port {
         }
         match self.check(found) {
             Ok(arrival) => {
-                self.header.set(found);
+                let before = self.header.replace(found);
                 match found.framed() {
                     false => arrival,
                     true => match self.take_parts(found) {
-                        Ok(()) => arrival,
+                        Ok(true) => arrival,
+                        Ok(false) => {
+                            self.header.set(before);
+                            Arrival::Empty
+                        }
                         Err(fault) => Arrival::Fault(self.fail(fault)),
                     },
                 }

@@ -91,6 +91,11 @@ impl Mailbox {
         }
     }
 
+    /// Not all that has come was taken.
+    pub(crate) fn look_again(&self) {
+        self.door.shared.ring();
+    }
+
     /// Notes that what has come so far will now be looked at.
     pub(crate) fn answer(&mut self) {
         self.seen = self.door.shared.bell.value();

@@ -1,4 +1,5 @@
-//! How many frames a peer may have at a time: of all of them so many, of those that others share so many bytes.
+//! How many frames a peer may have at a time: of all of them so many, of those that others share so many bytes. And how much of a turn a
+//! message in frames takes.
 
 use crate::descriptor::Outgoing;
 use crate::frames::{Frame, FrameError};
@@ -89,6 +90,22 @@ impl Port {
             || above(self.lent(), MAX_LOANS)
             || above(self.frames.shared.get(), self.frames.quota.get())
     }
+
+    /// As how many short messages more the message being handled counts, because it takes as long to look at: it may be long, and each of its
+    /// parts may lie in pages that nobody has looked at before.
+    pub fn extra_cost(&self) -> usize {
+        match self.header.get().framed() {
+            true => self.frames.cost.get(),
+            false => 0,
+        }
+    }
+}
+
+/// See [`Port::extra_cost`].
+pub(super) fn cost_of(parts: usize, len: usize) -> usize {
+    /// As many bytes are copied in the time that a short message takes at most.
+    const COSTLY: usize = 16 << 10;
+    parts.saturating_sub(1) + len / COSTLY
 }
 
 /// Whether so many frames, and of these lengths, can be a message.

@@ -1,12 +1,12 @@
 //! A port's frames: those that it has lent to the peer, and those that it has of the peer.
 
 use crate::descriptor::{Descriptor, Outgoing};
-use crate::frames::limits::{is_a_message, shared_bytes};
+use crate::frames::limits::{cost_of, is_a_message, shared_bytes};
 use crate::frames::pool::Name;
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
-    Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
-    PoolAudit, Received, Returns,
+    Arrived, Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part,
+    Pool, PoolAudit, Received, Returns,
 };
 use crate::layout::{MAX_GRANTED, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS, SLOT_BYTES};
 use crate::lines::{OwnLines, PeerLine};
@@ -24,6 +24,12 @@ const PATIENT: usize = 8;
 /// last ones. Of messages that are copied into frames more: that writes all of them, and takes as long as fetching them does.
 const FETCHED: usize = 16 << 10;
 const FETCHED_COPIED: usize = 256 << 10;
+
+/// What is taken at a look of what has come beside the ring: to map a piece of memory takes some 6 us.
+const TAKEN_AT_ONCE: usize = 8;
+/// Looks until memory that a message names is taken to be not there: as many as all that a connection holds takes, and then some. Without a
+/// bound somebody who still has a dead peer's connection could keep its end from being told.
+const MOST_LOOKS: u32 = 256;
 
 /// A frame that is lent over this channel.
 #[derive(Clone, Copy)]
@@ -68,6 +74,10 @@ pub(crate) struct Loans {
     gathered: UnsafeCell<Vec<u8>>,
     is_gathered: Cell<bool>,
     pub(crate) returns: Rc<Returns>,
+    /// See [`Port::extra_cost`].
+    pub(super) cost: Cell<usize>,
+    /// Looks at the message at the head of the ring that did not find its memory yet.
+    looks: Cell<u32>,
     /// What is still to be made ready: for a message of so many bytes at most so many.
     to_prepare: Cell<Option<(usize, usize)>>,
 }
@@ -89,6 +99,8 @@ impl Loans {
             gathered: UnsafeCell::default(),
             is_gathered: Cell::new(false),
             returns: Rc::new(Returns::new(own)),
+            cost: Cell::new(0),
+            looks: Cell::new(0),
             to_prepare: Cell::new(None),
         }
     }
@@ -430,13 +442,18 @@ impl Port {
         equipment.map_or_else(PoolAudit::default, |has| has.pool.audit())
     }
 
-    /// Takes memory that the peer has passed, as far as it has come.
-    pub fn take_grants(&self) -> Result<(), PeerFault> {
+    /// Takes memory that the peer has passed, a bounded number of pieces; `false` if all that has come was taken.
+    pub fn take_grants(&self) -> Result<bool, PeerFault> {
         let Some(equipment) = &self.frames.equipment else {
-            return Ok(());
+            return Ok(false);
         };
         let mut shelf = self.frames.shelf.borrow_mut();
-        while let Some(granted) = equipment.courier.granted()? {
+        for _ in 0..TAKEN_AT_ONCE {
+            let granted = match equipment.courier.granted()? {
+                Arrived::Memory(granted) => granted,
+                Arrived::Other => continue,
+                Arrived::Nothing => return Ok(false),
+            };
             let more = granted.memory.lines() * SLOT_BYTES;
             let taken = self.frames.taken.get() + more;
             if shelf.len() >= MAX_SEGMENTS || taken > MAX_GRANTED {
@@ -445,16 +462,18 @@ impl Port {
             self.frames.taken.set(taken);
             shelf.push(Rc::new(granted));
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Looks up the parts of the message whose header was just found; nothing of them is believed before this.
+    /// Looks up the parts of the message whose header was just found; nothing of them is believed before this. `false` if it is not
+    /// known yet whether they are there, because so much has come beside the ring: then nothing was done.
     #[cold]
-    pub(crate) fn take_parts(&mut self, header: Descriptor) -> Result<(), PeerFault> {
+    pub(crate) fn take_parts(&mut self, header: Descriptor) -> Result<bool, PeerFault> {
         let number = Some(self.messages_seen());
         if self.frames.parts_of.get() == number {
-            return Ok(());
+            return Ok(true);
         }
+        let credit = self.rx.credit.get();
         self.copy_out(header);
         let list = self.scratch.bytes(header.payload_len());
         let (list, rest) = list.as_chunks::<PART_BYTES>();
@@ -463,6 +482,20 @@ impl Port {
         }
         let mut parts = self.frames.parts.borrow_mut();
         parts.clear();
+        let segments = list.iter().map(|bytes| Part::from_bytes(*bytes).segment);
+        let last = segments.max().map_or(0, usize::from);
+        let is_there = || last < self.frames.shelf.borrow().len();
+        if !is_there() {
+            // Once for a message, however many parts it has.
+            let more = self.take_grants()?;
+            let looks = self.frames.looks.get();
+            if more && !is_there() && looks < MOST_LOOKS {
+                self.frames.looks.set(looks + 1);
+                self.rx.credit.set(credit);
+                return Ok(false);
+            }
+        }
+        self.frames.looks.set(0);
         for bytes in list {
             parts.push(self.look_up(Part::from_bytes(*bytes))?);
         }
@@ -470,18 +503,16 @@ impl Port {
         if len > MAX_MESSAGE {
             return Err(PeerFault::Length { len });
         }
+        self.frames.cost.set(cost_of(parts.len(), len));
         self.frames.returns.took(parts.len());
         self.frames.parts_of.set(number);
         self.frames.is_gathered.set(false);
-        Ok(())
+        Ok(true)
     }
 
     fn look_up(&self, part: Part) -> Result<Held, PeerFault> {
         let (segment, slot) = (part.segment, part.slot);
         let number = usize::from(segment);
-        if number >= self.frames.shelf.borrow().len() {
-            self.take_grants()?;
-        }
         let shelf = self.frames.shelf.borrow();
         let place = (part.begin as usize, part.len as usize);
         let word = part.return_word();

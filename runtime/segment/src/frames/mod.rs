@@ -104,8 +104,18 @@ pub trait Courier {
         false
     }
 
-    /// Takes the memory that the peer has passed first of what was not taken yet, if any.
-    fn granted(&self) -> Result<Option<Granted>, PeerFault>;
+    /// Takes one thing that has come: the memory that the peer has passed first of what was not taken yet, or what came before it.
+    fn granted(&self) -> Result<Arrived, PeerFault>;
+}
+
+/// What a [`Courier`] has found.
+pub enum Arrived {
+    /// Memory.
+    Memory(Granted),
+    /// Something else, behind which there may be memory.
+    Other,
+    /// Nothing.
+    Nothing,
 }
 
 const _: () = assert!(MAX_SEGMENTS <= 1 << 16);

@@ -17,8 +17,8 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 use std::sync::Arc;
 use tightbeam_segment::{
-    Arrival, Backing, Courier, Frame, FrameError, FrameMemory, Granted, Layout, MakeFrames,
-    Outgoing, PeerFault, Pool, Port, Received, SLOT_BYTES, TrySendError, testing,
+    Arrival, Arrived, Backing, Courier, Frame, FrameError, FrameMemory, Granted, Layout,
+    MakeFrames, Outgoing, PeerFault, Pool, Port, Received, SLOT_BYTES, TrySendError, testing,
 };
 
 /// Of this size there is one frame in a piece of memory.
@@ -99,8 +99,9 @@ impl Courier for Mail {
         Ok(())
     }
 
-    fn granted(&self) -> Result<Option<Granted>, PeerFault> {
-        Ok(self.0.borrow_mut().pop_front())
+    fn granted(&self) -> Result<Arrived, PeerFault> {
+        let first = self.0.borrow_mut().pop_front();
+        Ok(first.map_or(Arrived::Nothing, Arrived::Memory))
     }
 }
 
