@@ -475,7 +475,9 @@ fn look_around(side: Side, address: &str) {
 /// What has come over the connection, if anything.
 fn take_granted(liar: &Liar) -> Option<(usize, Vec<OwnedFd>)> {
     let received = tightbeam_sys::control::receive(liar.socket.as_fd(), &mut [0; 64]).ok()?;
-    Some((received.bytes, received.descriptors)).filter(|(bytes, _)| *bytes > 0)
+    let descriptors = received.descriptors.iter();
+    let descriptors: Result<Vec<_>, _> = descriptors.map(|passed| passed.duplicate()).collect();
+    Some((received.bytes, descriptors.ok()?)).filter(|(bytes, _)| *bytes > 0)
 }
 
 const MINE: u8 = 0x5a;

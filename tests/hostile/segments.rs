@@ -470,8 +470,12 @@ fn l06_descriptors_until_the_table_is_full() {
     let openings = stage.victim.openings();
     assert_eq!(openings.broken_off, floods(), "{openings:?}");
     patiently(|| (open_descriptors() <= before).then_some(()));
-    // One connection, what the kernel puts in for it, and a look at this directory.
-    assert!(most <= before + 8, "{before} before, {most} at most");
+    // One connection, what the kernel puts in for it, a look at this directory, and what came with the last messages, as long as it takes to
+    // close that.
+    assert!(
+        most <= before + 8 + 4 * 253,
+        "{before} before, {most} at most"
+    );
     let calls = stage.ledger.read(ANSWERED) - answered;
     println!(
         "{} floods in {:?}, {calls} calls meanwhile",

@@ -150,7 +150,11 @@ pub(crate) fn receive_all(socket: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     match received {
         Ok(Received {
             bytes, descriptors, ..
-        }) if bytes > 0 => Some((buffer[..bytes].to_vec(), descriptors)),
+        }) if bytes > 0 => {
+            let descriptors = descriptors.iter().map(|passed| passed.duplicate());
+            let descriptors = descriptors.collect::<Result<_, _>>().expect("descriptors");
+            Some((buffer[..bytes].to_vec(), descriptors))
+        }
         _ => None,
     }
 }

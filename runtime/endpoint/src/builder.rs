@@ -1,6 +1,6 @@
 //! Settings of an endpoint, each with a named default.
 
-use crate::control::{Admission, Controller, Gate, Mailbox, OpenOptions, bury};
+use crate::control::{Admission, Controller, Gate, Mailbox, OpenOptions};
 use crate::endpoint::Due;
 use crate::neighbours::Neighbours;
 use crate::net::Hosts;
@@ -322,7 +322,7 @@ impl<S, D> Builder<S, D> {
             },
             frame_limit: self.frame_limit,
             terms: self.terms,
-            shared: Pool::shared(FrameMaker { bury }, self.frame_limit),
+            shared: Pool::shared(FrameMaker, self.frame_limit),
             graves: Vec::new(),
             lines: Vec::new(),
             listens: false,

@@ -7,14 +7,17 @@
 //!
 //! Both may come at any time, so whoever looks for one keeps the other for whom it is meant for. Anything else is a fault.
 
-use crate::control::bury;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
-use tightbeam_segment::{Courier, FrameError, FrameMemory, Granted, PeerFault};
+use std::time::{Duration, Instant};
+use tightbeam_segment::{
+    Arrived, Courier, FrameError, FrameMemory, Granted, MAX_GRANTED, MAX_SEGMENTS, PeerFault,
+};
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::Apart;
 use tightbeam_sys::control::{self, Received};
 use tightbeam_sys::frames::{OwnFrames, PeerFrames};
 use tightbeam_sys::memory::PeerMemoryError;
@@ -41,9 +44,24 @@ struct Grant {
 
 const BYTES: usize = size_of::<Grant>();
 
+/// Wakes the other side when it is dropped.
+struct WakeCall(Arc<Apart<OwnedFd>>);
+
+impl Drop for WakeCall {
+    fn drop(&mut self) {
+        // A connection that is full has woken it already; one that is over has nobody to wake.
+        let _ = control::send(self.0.as_fd(), &WAKE, None);
+    }
+}
+
+/// A wake-up takes 1 to 3 us, and longer the more wait for it: 20,000 epoll descriptors of the peer's, as many as it may have, make it
+/// milliseconds. After so many in a row that take so long another thread makes them.
+const SLOW: Duration = Duration::from_micros(200);
+const SLOW_WAKES: u32 = 2;
+
 /// The connection of an open channel, as the endpoint's thread uses it.
 pub(crate) struct Connection {
-    socket: Arc<OwnedFd>,
+    socket: Arc<Apart<OwnedFd>>,
     /// Memory that has come and was not taken yet.
     granted: RefCell<VecDeque<Granted>>,
     /// How many pieces have come.
@@ -54,12 +72,14 @@ pub(crate) struct Connection {
     sleeps: Cell<bool>,
     /// A wake-up was taken by who looked for something else.
     woken: Cell<bool>,
+    /// Wake-ups in a row that took long.
+    slow_wakes: Cell<u32>,
     /// See [`Endpoint::all_armed`](crate::Endpoint).
     all_armed: Rc<Cell<bool>>,
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<OwnedFd>, all_armed: Rc<Cell<bool>>) -> Connection {
+    pub(crate) fn new(socket: Arc<Apart<OwnedFd>>, all_armed: Rc<Cell<bool>>) -> Connection {
         Connection {
             socket,
             granted: RefCell::default(),
@@ -67,14 +87,23 @@ impl Connection {
             bytes: Cell::new(0),
             sleeps: Cell::new(false),
             woken: Cell::new(false),
+            slow_wakes: Cell::new(0),
             all_armed,
         }
     }
 
     /// Wakes who sleeps on the other side.
     pub(crate) fn wake(&self) {
-        // A connection that is full has woken it already; one that is over has nobody to wake.
-        let _ = control::send(self.as_fd(), &WAKE, None);
+        let call = WakeCall(Arc::clone(&self.socket));
+        if self.slow_wakes.get() >= SLOW_WAKES {
+            return drop(Apart::from(call));
+        }
+        let before = Instant::now();
+        drop(call);
+        match before.elapsed() > SLOW {
+            true => self.slow_wakes.set(self.slow_wakes.get() + 1),
+            false => self.slow_wakes.set(0),
+        }
     }
 
     pub(crate) fn expect_wakes(&self) {
@@ -119,16 +148,19 @@ impl Connection {
         let Some(memory) = received.descriptors.into_iter().next() else {
             return Err(PeerFault::Control);
         };
-        let most = tightbeam_segment::MAX_GRANTED as u64;
-        if grant.magic != MAGIC || number != expected || stride == 0 || bytes > most {
+        if grant.magic != MAGIC || number != expected || stride == 0 {
             return Err(PeerFault::Control);
         }
         self.count.set(expected + 1);
         let [stride, bytes] = sizes;
         let together = self.bytes.get().saturating_add(bytes);
+        // Here, because who waits on descriptors maps what comes long before a message names it.
+        if expected >= MAX_SEGMENTS as u64 || together > MAX_GRANTED {
+            return Err(PeerFault::Control);
+        }
         self.bytes.set(together);
         let populate = together <= POPULATED;
-        let memory = PeerFrames::map(memory, bytes, populate, bury);
+        let memory = PeerFrames::map(memory, bytes, populate);
         let memory = memory.map_err(|error| match error {
             PeerMemoryError::Map(Errno::NOMEM) => PeerFault::Exhausted,
             _ => PeerFault::Control,
@@ -175,14 +207,13 @@ impl Courier for Carrier {
         })
     }
 
-    fn granted(&self) -> Result<Option<Granted>, PeerFault> {
-        loop {
-            if let Some(granted) = self.0.granted.borrow_mut().pop_front() {
-                return Ok(Some(granted));
-            }
-            if !self.0.read()? {
-                return Ok(None);
-            }
+    fn granted(&self) -> Result<Arrived, PeerFault> {
+        if let Some(granted) = self.0.granted.borrow_mut().pop_front() {
+            return Ok(Arrived::Memory(granted));
+        }
+        match self.0.read()? {
+            true => Ok(Arrived::Other),
+            false => Ok(Arrived::Nothing),
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The control connection: a Unix `SOCK_SEQPACKET` socket that carries small messages and descriptors.
 
 use crate::Errno;
+use crate::apart::Apart;
 use rustix::event::epoll;
 use rustix::net::{
     AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags,
@@ -15,8 +16,11 @@ use std::time::Duration;
 
 /// The longest path that a Unix socket takes, in bytes (`sun_path` less its end).
 pub const MAX_PATH_BYTES: usize = 107;
-/// Descriptors taken from one message; a message with more is reported as [`Received::too_many`].
+/// Descriptors that may come in one message; one with more is reported as [`Received::too_many`].
 pub const MAX_DESCRIPTORS: usize = 2;
+/// As many as a message can have (`SCM_MAX_FD`). There is room for all of them: what has no room the kernel closes while it receives, which
+/// may take as long as the sender wants.
+const SENT_AT_MOST: usize = 253;
 
 const FLAGS: SocketFlags = SocketFlags::CLOEXEC.union(SocketFlags::NONBLOCK);
 
@@ -66,6 +70,36 @@ pub fn send(
     Ok(())
 }
 
+/// A descriptor that came from a peer: of anything.
+#[derive(Debug)]
+pub struct Passed(OwnedFd);
+
+impl Passed {
+    /// Another descriptor of the same, for who knows what it is.
+    pub fn duplicate(&self) -> Result<OwnedFd, Errno> {
+        rustix::io::fcntl_dupfd_cloexec(&self.0, 0)
+    }
+}
+
+impl AsFd for Passed {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<OwnedFd> for Apart<Passed> {
+    fn from(descriptor: OwnedFd) -> Self {
+        Passed(descriptor).into()
+    }
+}
+
+impl Drop for Passed {
+    fn drop(&mut self) {
+        // Of a socket: it is not for us to wait until what its owner has written into it is read. Of anything else this fails.
+        let _ = rustix::net::sockopt::set_socket_linger(&self.0, None);
+    }
+}
+
 /// What one message was.
 #[derive(Debug, Default)]
 pub struct Received {
@@ -73,11 +107,11 @@ pub struct Received {
     pub bytes: usize,
     /// There was a message without bytes.
     pub empty: bool,
-    /// Descriptors that came with it, close-on-exec.
-    pub descriptors: Vec<OwnedFd>,
+    /// Descriptors that came with it, close-on-exec: of whatever kind, so to close them may take as long as the sender wants.
+    pub descriptors: Vec<Apart<Passed>>,
     /// The message was longer than the buffer.
     pub truncated: bool,
-    /// More than [`MAX_DESCRIPTORS`] came; the kernel has closed the rest.
+    /// More than [`MAX_DESCRIPTORS`] came.
     pub too_many: bool,
     /// This process may have no more descriptors: the kernel has closed what came.
     pub no_room: bool,
@@ -106,7 +140,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
 }
 
 fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_AT_MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message =
@@ -121,14 +155,13 @@ fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, E
     };
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = ancillary {
-            received.descriptors.extend(descriptors);
+            let passed = descriptors.map(|descriptor| Apart::from(Passed(descriptor)));
+            received.descriptors.extend(passed);
         }
     }
-    // The buffer had room for as many as are allowed, so if there are fewer it was the process that had none.
-    let cut = message.flags.contains(ReturnFlags::CTRUNC);
-    received.no_room = cut && received.descriptors.len() < MAX_DESCRIPTORS;
-    // Alignment may have left room for one more than was asked for.
-    received.too_many = cut && !received.no_room || received.descriptors.len() > MAX_DESCRIPTORS;
+    // The buffer had room for all, so if some are missing it was the process that had none.
+    received.no_room = message.flags.contains(ReturnFlags::CTRUNC);
+    received.too_many = received.descriptors.len() > MAX_DESCRIPTORS;
     received.descriptors.truncate(MAX_DESCRIPTORS);
     Ok(received)
 }

@@ -9,87 +9,49 @@
 //! with everything before anybody else has it; a reader can do nothing to it, and maps it read-only.
 
 use crate::Errno;
+use crate::apart::Apart;
+use crate::control::Passed;
 use crate::mapping::Mapping;
 use crate::memory::{ALL_SEALS, LINE, PeerMemoryError, check_seals, page_size, sealable};
 use rustix::fs::MemfdFlags;
 use rustix::mm::{Advice, ProtFlags};
 use std::any::Any;
-use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use tightbeam_segment::{Backing, FrameError, FrameMemory, MakeFrames};
 
-/// Memory for frames that nobody uses any more. To drop it takes up to 60 ns for each page that is mapped: a gigabyte 16 ms.
-pub struct Remains {
-    _mapping: Mapping,
-}
-
-/// Where large [`Remains`] go: to another thread, if the one that uses frames has better to do. Else [`drop`].
-pub type Bury = fn(Remains);
-
-/// A mapping that is buried in the end.
-struct Kept {
-    mapping: ManuallyDrop<Mapping>,
-    bury: Bury,
-}
-
-impl Kept {
-    fn new(mapping: Mapping, bury: Bury) -> Kept {
-        let mapping = ManuallyDrop::new(mapping);
-        Kept { mapping, bury }
-    }
-}
-
-impl Drop for Kept {
-    fn drop(&mut self) {
-        // SAFETY: lifetime: nobody has the value after this, so nothing uses the mapping again, nor takes it.
-        let mapping = unsafe { ManuallyDrop::take(&mut self.mapping) };
-        match mapping.bytes <= SMALL {
-            true => drop(mapping),
-            false => (self.bury)(Remains { _mapping: mapping }),
-        }
-    }
-}
-
-/// To map so many bytes, or to unmap them, takes less than to have another thread do it.
-const SMALL: usize = 256 << 10;
-
 /// Makes [`OwnFrames`].
-#[derive(Debug, Clone, Copy)]
-pub struct FrameMaker {
-    /// Where they go in the end.
-    pub bury: Bury,
-}
+#[derive(Debug, Clone, Copy, Default)]
+pub struct FrameMaker;
 
 impl MakeFrames for FrameMaker {
     fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError> {
-        let made =
-            OwnFrames::create(bytes, self.bury).map_err(|(call, errno)| FrameError::System {
-                call,
-                bytes,
-                errno: errno.raw_os_error(),
-            })?;
+        let made = OwnFrames::create(bytes).map_err(|(call, errno)| FrameError::System {
+            call,
+            bytes,
+            errno: errno.raw_os_error(),
+        })?;
         Ok(Box::new(made))
     }
 }
 
 /// Memory of mine, in which frames lie: mapped writable, populated, sealed.
 pub struct OwnFrames {
-    /// In front of the mapping: whoever has the last of both frees the pages.
+    /// In front of the mapping: whoever drops the last of both frees the pages.
     fd: OwnedFd,
-    kept: Kept,
+    mapping: Apart<Mapping>,
 }
 
 impl OwnFrames {
-    fn create(bytes: usize, bury: Bury) -> Result<OwnFrames, (&'static str, Errno)> {
+    fn create(bytes: usize) -> Result<OwnFrames, (&'static str, Errno)> {
         let fd = sealable("tightbeam-frames", MemfdFlags::empty())?;
         let bytes = bytes.next_multiple_of(page_size());
         rustix::fs::ftruncate(&fd, bytes as u64).map_err(|e| ("size", e))?;
         let mapping = Mapping::populated(fd.as_fd(), bytes, page_size());
         let mapping = mapping.map_err(|e| ("map and populate", e))?;
         rustix::fs::fcntl_add_seals(&fd, ALL_SEALS).map_err(|e| ("seal", e))?;
-        let kept = Kept::new(mapping, bury);
-        Ok(OwnFrames { fd, kept })
+        let mapping = mapping.into();
+        Ok(OwnFrames { fd, mapping })
     }
 
     /// The descriptor to pass to readers.
@@ -106,11 +68,11 @@ impl OwnFrames {
 //    no other process can map the pages writable, or write them through a descriptor.
 unsafe impl FrameMemory for OwnFrames {
     fn base(&self) -> NonNull<u8> {
-        self.kept.mapping.base.cast()
+        self.mapping.base.cast()
     }
 
     fn bytes(&self) -> usize {
-        self.kept.mapping.bytes
+        self.mapping.bytes
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -118,7 +80,7 @@ unsafe impl FrameMemory for OwnFrames {
     }
 
     fn protect(&self, from: usize, bytes: usize, writable: bool) -> Result<(), FrameError> {
-        let done = self.kept.mapping.protect(from, bytes, writable);
+        let done = self.mapping.protect(from, bytes, writable);
         done.map_err(|errno| FrameError::System {
             call: "protect",
             bytes,
@@ -129,7 +91,8 @@ unsafe impl FrameMemory for OwnFrames {
 
 /// A peer's memory with frames: checked, mapped read-only.
 pub struct PeerFrames {
-    kept: Kept,
+    /// It is the peer who decides how much it is.
+    mapping: Apart<Mapping>,
 }
 
 impl PeerFrames {
@@ -137,15 +100,16 @@ impl PeerFrames {
     /// if that is wanted; else the kernel does where it is read, 16 pages at a time, which makes the first read of much of it 1.5 to 3x as
     /// long.
     pub fn map(
-        fd: OwnedFd,
+        fd: impl Into<Apart<Passed>>,
         bytes: usize,
         populate: bool,
-        bury: Bury,
     ) -> Result<PeerFrames, PeerMemoryError> {
+        // What is no memfd is not closed here, nor what is refused.
+        let fd = fd.into();
         // Seals first: once they are there, size and pages cannot change any more.
-        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        let seals = rustix::fs::fcntl_get_seals(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         check_seals(seals, ALL_SEALS)?;
-        let stat = rustix::fs::fstat(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        let stat = rustix::fs::fstat(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         let whole = usize::try_from(stat.st_blksize)
             .unwrap_or(0)
             .max(page_size());
@@ -171,8 +135,10 @@ impl PeerFrames {
             let populated = mapping.advise(Advice::LinuxPopulateRead);
             populated.map_err(PeerMemoryError::Map)?;
         }
-        let kept = Kept::new(mapping, bury);
-        Ok(PeerFrames { kept })
+        // Not the last reference.
+        drop(fd.into_inner());
+        let mapping = mapping.into();
+        Ok(PeerFrames { mapping })
     }
 }
 
@@ -183,11 +149,11 @@ impl PeerFrames {
 // 4. the address is given to nobody else in this crate.
 unsafe impl Backing for PeerFrames {
     fn base(&self) -> NonNull<u8> {
-        self.kept.mapping.base.cast()
+        self.mapping.base.cast()
     }
 
     fn lines(&self) -> usize {
-        self.kept.mapping.bytes / LINE
+        self.mapping.bytes / LINE
     }
 }
 
@@ -202,9 +168,9 @@ mod tests {
 
     #[test]
     fn a_reader_sees_what_the_owner_writes_and_cannot_change_it() {
-        let frames = OwnFrames::create(10_000, drop).unwrap();
+        let frames = OwnFrames::create(10_000).unwrap();
         assert_eq!(frames.bytes(), 12_288);
-        let seen = PeerFrames::map(duplicate(&frames), 12_288, true, drop).unwrap();
+        let seen = PeerFrames::map(duplicate(&frames), 12_288, true).unwrap();
         assert_eq!(seen.lines() * LINE, 12_288);
         let written = FrameMemory::base(&frames).as_ptr().wrapping_add(9_999);
         let read = Backing::base(&seen).as_ptr().wrapping_add(9_999);
@@ -226,7 +192,7 @@ mod tests {
 
     #[test]
     fn what_is_protected_can_be_read_and_written_again_later() {
-        let frames = OwnFrames::create(3 * 4096, drop).unwrap();
+        let frames = OwnFrames::create(3 * 4096).unwrap();
         let base = FrameMemory::base(&frames).addr().get();
         let rights = |page: usize| {
             let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -254,8 +220,8 @@ mod tests {
 
     #[test]
     fn what_could_change_under_its_reader_is_refused() {
-        let frames = OwnFrames::create(8192, drop).unwrap();
-        let refused = |fd, bytes| PeerFrames::map(fd, bytes, true, drop).err();
+        let frames = OwnFrames::create(8192).unwrap();
+        let refused = |fd: OwnedFd, bytes| PeerFrames::map(fd, bytes, true).err();
         assert!(matches!(
             refused(duplicate(&frames), 8193),
             Some(PeerMemoryError::Short { found: 8192, .. })

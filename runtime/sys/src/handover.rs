@@ -242,6 +242,8 @@ mod tests {
     fn a_program_is_started_without_any_capability_and_with_the_descriptors() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let (_, other) = std::io::pipe().unwrap();
+        // A number that the shell has no use for.
+        let other = rustix::io::fcntl_dupfd_cloexec(&other, 100).unwrap();
         let number = writer.as_raw_fd();
         let mut command = Command::new("sh");
         let script = format!(

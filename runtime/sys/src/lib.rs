@@ -19,6 +19,7 @@
 //! anything, spins, or knows what a message is: that is `tightbeam-segment` and `tightbeam-endpoint`.
 #![deny(missing_docs)]
 
+pub mod apart;
 pub mod block;
 pub mod bpf;
 pub mod clock;

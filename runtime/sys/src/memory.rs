@@ -22,6 +22,8 @@
 //! SIGBUS there, where small pages come back zeroed.
 
 use crate::Errno;
+use crate::apart::Apart;
+use crate::control::Passed;
 use crate::mapping::Mapping;
 use rustix::fs::{MemfdFlags, Mode, SealFlags};
 use rustix::mm::{Advice, ProtFlags};
@@ -284,19 +286,22 @@ fn fill_holes(segment: BorrowedFd<'_>) -> Result<(), Errno> {
 
 /// A peer's segment: checked, mapped, sealed, populated.
 pub struct PeerMemory {
-    mapping: Mapping,
+    /// Its owner may leave it to us to free the pages, and there may be more of them than we have mapped.
+    mapping: Apart<Mapping>,
     read_only: bool,
 }
 
 impl PeerMemory {
     /// Maps what a peer has passed, which must be a memfd of at least `bytes` whose size is sealed, and puts the last seals on
     /// it. If they are there already it is mapped read-only.
-    pub fn map(fd: OwnedFd, bytes: usize) -> Result<PeerMemory, PeerMemoryError> {
+    pub fn map(fd: impl Into<Apart<Passed>>, bytes: usize) -> Result<PeerMemory, PeerMemoryError> {
+        // What is no memfd is not closed here, nor what is refused.
+        let fd = fd.into();
         // Seals first: once they are there, the size cannot change any more.
-        let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        let seals = rustix::fs::fcntl_get_seals(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         let read_only = seals.contains(SealFlags::FUTURE_WRITE);
         check_seals(seals, if read_only { ALL_SEALS } else { SIZE_SEALS })?;
-        let stat = rustix::fs::fstat(&fd).map_err(PeerMemoryError::NotMemfd)?;
+        let stat = rustix::fs::fstat(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         let found = u64::try_from(stat.st_size).unwrap_or(0);
         if found < bytes as u64 {
             return Err(PeerMemoryError::Short {
@@ -318,8 +323,8 @@ impl PeerMemory {
             Mapping::new(fd.as_fd(), mapped, block, prot).map_err(PeerMemoryError::Map)?;
         if !read_only {
             // A descriptor that its owner opened for reading only cannot be sealed; then the check says what is missing.
-            let _ = rustix::fs::fcntl_add_seals(&fd, LAST_SEALS);
-            let seals = rustix::fs::fcntl_get_seals(&fd).map_err(PeerMemoryError::NotMemfd)?;
+            let _ = rustix::fs::fcntl_add_seals(&*fd, LAST_SEALS);
+            let seals = rustix::fs::fcntl_get_seals(&*fd).map_err(PeerMemoryError::NotMemfd)?;
             check_seals(seals, ALL_SEALS)?;
         }
         // Only now: a hole that was punched before the seals is filled here, or reported, and there can be no further one.
@@ -328,6 +333,9 @@ impl PeerMemory {
             false => Advice::LinuxPopulateWrite,
         };
         mapping.advise(populate).map_err(PeerMemoryError::Map)?;
+        // Not the last reference.
+        drop(fd.into_inner());
+        let mapping = mapping.into();
         Ok(PeerMemory { mapping, read_only })
     }
 
@@ -493,7 +501,7 @@ mod tests {
         assert!(matches!(unsealed, Err(PeerMemoryError::Seals { .. })));
         let (reader, _writer) = std::io::pipe().unwrap();
         assert!(matches!(
-            PeerMemory::map(reader.into(), 64),
+            PeerMemory::map(OwnedFd::from(reader), 64),
             Err(PeerMemoryError::NotMemfd(_))
         ));
         // Sealed against nothing but writing: holes and shrinking are left.
@@ -503,7 +511,7 @@ mod tests {
         // Opened for reading only: it can be neither mapped writable nor sealed.
         let path = format!("/proc/self/fd/{}", memory.fd().as_raw_fd());
         let reading = std::fs::File::open(path).unwrap();
-        let refused = PeerMemory::map(reading.into(), 8192);
+        let refused = PeerMemory::map(OwnedFd::from(reading), 8192);
         assert!(matches!(refused, Err(PeerMemoryError::Map(Errno::ACCESS))));
     }
 

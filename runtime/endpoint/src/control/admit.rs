@@ -7,6 +7,7 @@ use crate::OpenError;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use tightbeam_segment::{Identity, Incarnation};
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::Apart;
 use tightbeam_sys::control;
 use tightbeam_sys::memory::PeerMemoryError;
 
@@ -36,7 +37,7 @@ pub(super) fn turn_away(
 /// The listener's side of the opening, once the hello of an admitted client is there: a welcome, or why not.
 pub(super) fn admit(
     hello: Identity,
-    segment: OwnedFd,
+    segment: Apart<control::Passed>,
     client: &OwnedFd,
     options: &OpenOptions,
 ) -> Result<Opened, (Identity, Refusal)> {
@@ -50,7 +51,10 @@ pub(super) fn admit(
         .descriptor
         .try_clone()
         .map_err(|_| (ours, Refusal::Exhausted))?;
-    let socket = client.try_clone().map_err(|_| (ours, Refusal::Exhausted))?;
+    let socket = client
+        .try_clone()
+        .map_err(|_| (ours, Refusal::Exhausted))?
+        .into();
     let opened = Opened::new(half, hello, segment, socket).map_err(|error| match error {
         OpenError::Mismatch(_) => (ours, Refusal::Mismatch),
         // Its segment may be as good as any; here is no room for it.

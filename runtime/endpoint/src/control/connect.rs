@@ -8,6 +8,7 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::Apart;
 use tightbeam_sys::control::{self, Received};
 use tightbeam_sys::memory;
 
@@ -21,9 +22,9 @@ pub(crate) fn connect(path: &Path, options: &OpenOptions) -> Result<Opened, Open
         path: path.to_path_buf(),
         after: options.within,
     };
-    let socket = loop {
+    let socket: Apart<OwnedFd> = loop {
         match control::connect(path) {
-            Ok(socket) => break socket,
+            Ok(socket) => break Apart::from(socket),
             Err(Errno::AGAIN) if Instant::now() < deadline => std::thread::sleep(RETRY),
             Err(Errno::AGAIN) => return Err(timed_out()),
             Err(errno) => return Err(connect_error(path, errno)),
@@ -105,7 +106,7 @@ fn receive(
     socket: BorrowedFd<'_>,
     deadline: Instant,
     timed_out: impl Fn() -> OpenError,
-) -> Result<(Opening, Option<OwnedFd>), OpenError> {
+) -> Result<(Opening, Option<Apart<control::Passed>>), OpenError> {
     let mut buffer = [0; BYTES + 1];
     let mut reset = false;
     let received = loop {

@@ -8,14 +8,14 @@ use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::{self, Apart};
 use tightbeam_sys::control::{self, Alarm, Watcher};
-use tightbeam_sys::frames::Remains;
 use tightbeam_sys::wake;
 
 /// A channel's connection, to be watched until it ends.
 pub(crate) struct Watch {
     pub(crate) label: u64,
-    pub(crate) socket: Arc<OwnedFd>,
+    pub(crate) socket: Arc<Apart<OwnedFd>>,
     /// The endpoint itself looks at what comes over the connection; only the end of it is watched for.
     pub(crate) end_only: bool,
     pub(crate) pidfd: Arc<OwnedFd>,
@@ -25,7 +25,7 @@ pub(crate) struct Watch {
 pub(super) enum Command {
     Listen {
         id: u64,
-        socket: OwnedFd,
+        socket: Apart<OwnedFd>,
         options: OpenOptions,
         door: Door,
     },
@@ -49,8 +49,6 @@ pub(super) enum Command {
         door: Door,
         done: Sender<()>,
     },
-    /// To be dropped.
-    Bury(Remains),
 }
 
 /// The way to the control thread of this process.
@@ -61,21 +59,10 @@ pub(crate) struct Controller {
     process: u32,
 }
 
-static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
-
-/// Has the control thread drop large memory for frames: a poll in which a channel ends does not take as long as its peer had memory. Without
-/// such a thread, as in a fork, it is dropped here.
-pub(crate) fn bury(remains: Remains) {
-    let running = CURRENT.try_lock().ok().and_then(|current| *current);
-    match running {
-        Some(running) if !running.is_of_a_parent() => running.tell(Command::Bury(remains)),
-        _ => drop(remains),
-    }
-}
-
 impl Controller {
     /// The process's control thread, started when it is first asked for.
     pub(crate) fn get() -> Result<&'static Controller, OpenError> {
+        static CURRENT: Mutex<Option<&'static Controller>> = Mutex::new(None);
         let mut current = CURRENT.lock().unwrap_or_else(PoisonError::into_inner);
         match *current {
             Some(running) if !running.is_of_a_parent() => Ok(running),
@@ -97,6 +84,7 @@ impl Controller {
 
     fn start() -> Result<Controller, Errno> {
         wake::register_barrier()?;
+        apart::start()?;
         let watcher = Watcher::new()?;
         let alarm = Arc::new(Alarm::new()?);
         watcher.add(alarm.fd(), ALARM)?;
@@ -119,7 +107,7 @@ impl Controller {
         self.alarm.raise();
     }
 
-    pub(crate) fn listen(&self, id: u64, socket: OwnedFd, options: OpenOptions, door: Door) {
+    pub(crate) fn listen(&self, id: u64, socket: Apart<OwnedFd>, options: OpenOptions, door: Door) {
         self.tell(Command::Listen {
             id,
             socket,

@@ -6,6 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::Apart;
 use tightbeam_sys::control;
 
 /// A path that this process listens at. The socket itself is with the control thread.
@@ -16,7 +17,7 @@ pub(crate) struct Listener {
 }
 
 /// Listens at `path`. A socket that a dead process left there is replaced; anything else is left alone.
-pub(crate) fn bind(path: &Path, id: u64) -> Result<(Listener, OwnedFd), OpenError> {
+pub(crate) fn bind(path: &Path, id: u64) -> Result<(Listener, Apart<OwnedFd>), OpenError> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
@@ -50,7 +51,7 @@ pub(crate) fn bind(path: &Path, id: u64) -> Result<(Listener, OwnedFd), OpenErro
         path: path.into(),
         inode: (meta.dev(), meta.ino()),
     };
-    Ok((listener, socket))
+    Ok((listener, socket.into()))
 }
 
 /// How long another listener's opening in the same directory is waited for.

@@ -13,7 +13,7 @@ mod thread;
 mod wire;
 
 pub(crate) use connect::connect;
-pub(crate) use controller::{Controller, Watch, bury};
+pub(crate) use controller::{Controller, Watch};
 pub use gate::Openings;
 pub(crate) use gate::{Gate, Outcome, Seat};
 pub(crate) use listener::{Listener, bind};
@@ -31,7 +31,8 @@ use tightbeam_segment::{
     Attached, Formatted, Identity, Incarnation, Layout, OwnLines, PeerLines, Port,
 };
 use tightbeam_sys::Errno;
-use tightbeam_sys::control::Credentials;
+use tightbeam_sys::apart::Apart;
+use tightbeam_sys::control::{self, Credentials};
 use tightbeam_sys::memory::{self, MemoryOptions, MemoryReport, OwnMemory, PeerMemory};
 
 /// Decides by a peer's credentials whether it may have a channel.
@@ -90,7 +91,7 @@ pub(crate) struct Opened {
     descriptor: OwnedFd,
     pub(crate) memory: MemoryReport,
     pub(crate) peer: PeerIdentity,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Apart<OwnedFd>,
     pub(crate) pidfd: OwnedFd,
     /// Of the channels that others may open, this is one.
     seat: Option<Seat>,
@@ -99,7 +100,7 @@ pub(crate) struct Opened {
 /// What a channel is made of once its two halves are joined.
 pub(crate) struct Joined {
     pub(crate) port: Port,
-    pub(crate) socket: OwnedFd,
+    pub(crate) socket: Apart<OwnedFd>,
     pub(crate) pidfd: OwnedFd,
     pub(crate) seat: Option<Seat>,
 }
@@ -109,8 +110,8 @@ impl Opened {
     fn new(
         half: Half,
         peer_identity: Identity,
-        segment: OwnedFd,
-        socket: OwnedFd,
+        segment: Apart<control::Passed>,
+        socket: Apart<OwnedFd>,
     ) -> Result<Opened, OpenError> {
         let page = memory::page_size();
         let layout = peer_identity.check(page as u32)?;
@@ -159,7 +160,6 @@ impl Opened {
 
 /// Who is on the other side, and a descriptor that tells when it ends.
 fn identify(socket: &OwnedFd) -> Result<(PeerIdentity, OwnedFd), OpenError> {
-    use tightbeam_sys::control;
     let failed = |call| move |errno| OpenError::System { call, errno };
     let credentials =
         control::credentials(socket.as_fd()).map_err(failed("read the peer's credentials"))?;

@@ -20,6 +20,7 @@ use std::sync::Arc;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 use tightbeam_sys::Errno;
+use tightbeam_sys::apart::{self, Apart};
 use tightbeam_sys::control::{self, Alarm, Ready, Watcher};
 use tightbeam_sys::{cpu, process};
 
@@ -50,7 +51,7 @@ pub(super) struct Thread {
 enum Item {
     Listener {
         id: u64,
-        socket: OwnedFd,
+        socket: Apart<OwnedFd>,
         options: OpenOptions,
         door: Door,
     },
@@ -64,7 +65,7 @@ enum Item {
     },
     Channel {
         label: u64,
-        socket: Arc<OwnedFd>,
+        socket: Arc<Apart<OwnedFd>>,
         end_only: bool,
         door: Door,
         /// Since when, and until when it may take to end.
@@ -79,7 +80,7 @@ enum Item {
 
 /// How far an opening has come.
 enum Client {
-    Connected(OwnedFd),
+    Connected(Apart<OwnedFd>),
     /// It has been welcomed, and has not said yet that it is ready.
     Welcomed(Box<Opened>),
 }
@@ -212,7 +213,6 @@ impl Thread {
                 // The endpoint may have been dropped meanwhile.
                 let _ = done.send(());
             }
-            Command::Bury(remains) => drop(remains),
         }
     }
 
@@ -332,14 +332,15 @@ impl Thread {
         if openings < MAX_OPENINGS {
             match control::accept(socket.as_fd()) {
                 Ok(client) => {
-                    // Before it is waited for, and before anything is spent on it.
-                    if !is_admitted(&client, options) {
-                        return turn_away(
-                            client.as_fd(),
-                            options,
-                            ours(options),
-                            Refusal::NotAdmitted,
-                        );
+                    let client = Apart::from(client);
+                    // Before it is waited for, and before anything is spent on it. While nothing can be closed any more nobody is to pass
+                    // more of it.
+                    let refusal = match is_admitted(&client, options) {
+                        false => Some(Refusal::NotAdmitted),
+                        true => apart::is_stuck().then_some(Refusal::Exhausted),
+                    };
+                    if let Some(why) = refusal {
+                        return turn_away(client.as_fd(), options, ours(options), why);
                     }
                     let pid = control::credentials(client.as_fd()).map_or(0, |peer| peer.pid);
                     let until = options.gate.suspended(pid);
