@@ -21,6 +21,10 @@ const SILENT: u16 = 13;
 const LARGE: u16 = 14;
 
 const LARGE_BYTES: usize = 300_000;
+/// What a call is told for which there is no room.
+const QUEUE_FULL: CallError = CallError::NoReply {
+    handler: QUEUED_ECHO,
+};
 
 #[derive(Default)]
 struct Shared {
@@ -153,7 +157,18 @@ fn child_role() {
             }
             assert_eq!(client.call(RELEASE, b""), Ok(&b""[..]));
         }
+        "fill the bytes" => fill_the_bytes(&mut client, channel),
         "wait" => drop(client.call(WAIT, b"for ever")),
+        "wait with much" => drop(client.call(WAIT, &[1; LARGE_BYTES])),
+        "much is refused" => {
+            let refused = client.call(QUEUED_ECHO, &[2; LARGE_BYTES]);
+            assert_eq!(refused, Err(QUEUE_FULL));
+            assert_eq!(client.call(QUEUED_ECHO, b"little"), Ok(&b"little"[..]));
+        }
+        "much" => {
+            let said = [3; LARGE_BYTES];
+            assert_eq!(client.call(QUEUED_ECHO, &said), Ok(&said[..]));
+        }
         "call" => assert_eq!(
             client.call(QUEUED_ECHO, b"still here"),
             Ok(&b"still here"[..])
@@ -167,6 +182,32 @@ fn child_role() {
         }
         other => panic!("no such role: {other}"),
     }
+}
+
+/// One long message may wait whatever a channel's share is, but nothing beside it; and when it was handled, however that ended, there is room again.
+fn fill_the_bytes(client: &mut Endpoint, channel: ChannelId) {
+    let said = [5; LARGE_BYTES];
+    let late = client.call_to(channel, WAIT, &said, Duration::ZERO);
+    assert_eq!(late, Err(CallError::DeadlineExceeded));
+    assert_eq!(client.call(QUEUED_ECHO, b"."), Err(QUEUE_FULL));
+    assert_eq!(client.call(ECHO, b"."), Ok(&b"."[..]));
+    assert_eq!(client.call(RELEASE, b""), Ok(&b""[..]));
+    patiently(|| {
+        client.poll(64);
+        let counters = client.counters(channel).expect("open");
+        (counters.get(Counter::DropLateReply) == 1).then_some(())
+    });
+    for _ in 0..3 {
+        assert_eq!(client.call(QUEUED_ECHO, &said), Ok(&said[..]));
+        for index in [PANIC, SILENT] {
+            let none = client.call(index, &said);
+            assert_eq!(none, Err(CallError::NoReply { handler: index }));
+        }
+    }
+    // More than all of them may have.
+    let refused = client.call(QUEUED_ECHO, &[5; 2 * LARGE_BYTES]);
+    assert_eq!(refused, Err(QUEUE_FULL));
+    assert_eq!(client.call(QUEUED_ECHO, &said), Ok(&said[..]));
 }
 
 /// While the first call is worked on others over the same channel are answered, inline and by the other worker.
@@ -255,6 +296,35 @@ fn a_queue_that_is_full_refuses() {
         (left == clients.len()).then_some(())
     });
     assert!(clients.into_iter().all(Peer::finish));
+}
+
+#[test]
+fn what_waits_is_bounded_in_bytes_too() {
+    let scratch = Scratch::new("workers-bytes");
+    let bytes = 2 * LARGE_BYTES - 1;
+    let (mut server, _shared) = serve(&scratch, |workers| workers.threads(2).bytes(bytes));
+    let counters = serve_client(&mut server, &scratch, "fill the bytes");
+    assert_eq!(counters.get(Counter::DropQueueFull), 2);
+    assert_eq!(server.worker_panics(), 3);
+    // The same for what all channels have, also one that has ended while its message is worked on.
+    let scratch = Scratch::new("workers-all-bytes");
+    let (mut server, shared) = serve(&scratch, |workers| workers.threads(2).bytes(bytes));
+    let peer = Peer::start("wait with much", &scratch.address());
+    let channel = arrived(&mut server);
+    patiently(|| {
+        server.poll(64);
+        (shared.begun.load(Ordering::Acquire) == 1).then_some(())
+    });
+    peer.signal(rustix::process::Signal::KILL);
+    until_gone(&mut server, channel);
+    let counters = serve_client(&mut server, &scratch, "much is refused");
+    assert_eq!(counters.get(Counter::DropQueueFull), 1);
+    shared.released.store(true, Ordering::Release);
+    patiently(|| {
+        server.poll_for(64, Duration::from_millis(5));
+        (server.lost_answers() == 1).then_some(())
+    });
+    serve_client(&mut server, &scratch, "much");
 }
 
 /// The answer to somebody who is dead by then is dropped, and counted; the workers go on.

@@ -17,8 +17,9 @@ pub(crate) struct Desk {
     pub(crate) door: Door,
     /// Where queued messages go, if there is a pool of threads.
     pub(crate) jobs: Option<Rc<Jobs>>,
-    /// Messages of this channel that a pool has.
+    /// Messages of this channel that a pool has, and bytes of them.
     pub(crate) queued: Cell<usize>,
+    pub(crate) queued_bytes: Cell<usize>,
 }
 
 impl Desk {
@@ -36,8 +37,8 @@ pub struct Later {
     channel: u64,
     call: u16,
     wanted: bool,
-    /// It counts among those of its channel that a pool has.
-    pub(crate) queued: bool,
+    /// It counts among those that a pool has, with so many bytes.
+    pub(crate) queued: Option<usize>,
 }
 
 impl Later {
@@ -47,7 +48,7 @@ impl Later {
             channel: port.label(),
             call: port.handling(),
             wanted: port.handling_wants_reply(),
-            queued: false,
+            queued: None,
         }
     }
 
@@ -81,7 +82,7 @@ impl Later {
 
     /// Makes it worth nothing: dropping it says nothing any more.
     pub(crate) fn void(&mut self) {
-        (self.wanted, self.queued) = (false, false);
+        (self.wanted, self.queued) = (false, None);
     }
 }
 
@@ -97,7 +98,7 @@ impl std::fmt::Debug for Later {
 
 impl Drop for Later {
     fn drop(&mut self) {
-        if self.wanted || self.queued {
+        if self.wanted || self.queued.is_some() {
             self.give(None);
         }
     }
@@ -109,7 +110,7 @@ pub(crate) struct Answered {
     /// The call's number, if it was one.
     call: Option<u16>,
     payload: Option<Vec<u8>>,
-    queued: bool,
+    queued: Option<usize>,
 }
 
 impl<S, D> Endpoint<S, D> {
@@ -124,13 +125,19 @@ impl<S, D> Endpoint<S, D> {
     }
 
     pub(crate) fn send_answer(&mut self, answered: Answered) {
+        // Also if the channel has ended: the pool is the others' too.
+        if let (Some(bytes), Some(jobs)) = (answered.queued, &self.jobs) {
+            jobs.done_with(bytes);
+        }
         let Some(channel) = self.look_up(ChannelId(answered.channel)) else {
             self.lost_answers += u64::from(answered.payload.is_some());
             return;
         };
         let port = &channel.port;
-        if let (true, Some(desk)) = (answered.queued, Desk::of(port)) {
+        if let (Some(bytes), Some(desk)) = (answered.queued, Desk::of(port)) {
             desk.queued.set(desk.queued.get().saturating_sub(1));
+            let left = desk.queued_bytes.get().saturating_sub(bytes);
+            desk.queued_bytes.set(left);
         }
         match (answered.call, answered.payload) {
             (Some(call), payload) => answer(port, call, payload.as_deref()),

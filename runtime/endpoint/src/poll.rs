@@ -259,6 +259,7 @@ impl<S, D> Endpoint<S, D> {
             door: self.mailbox.door(),
             jobs: self.jobs.clone(),
             queued: Cell::new(0),
+            queued_bytes: Cell::new(0),
         });
         let slot = channel.id.slot();
         let channel = Some(Box::new(channel));

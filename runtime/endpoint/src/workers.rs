@@ -8,20 +8,26 @@
 //! ```
 //!
 //! A queue that is full refuses: a caller gets [`CallError::NoReply`](crate::CallError::NoReply), and `drop_queue_full` counts one. A
-//! channel may have a share of the queue only, so that no peer fills it for the others. Answers come in the order in which the work
-//! is done, not in that of the calls.
+//! channel may have a share of the queue only, so that no peer fills it for the others. Both are bounded in bytes too: a message may have
+//! 64 MiB, and many of those that wait are as much memory as peers like. Answers come in the order in which the work is done, not in
+//! that of the calls.
 
-use crate::later::Later;
+use crate::later::{Desk, Later};
 use crate::{Handlers, Message, Reply};
 use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
-use tightbeam_segment::{Answer, Counter, MAX_CALLS};
+use tightbeam_segment::{Answer, Counter, MAX_CALLS, MAX_MESSAGE};
+
+/// How many bytes of messages workers may have if nothing else is said: a channel's part of them is one of the longest.
+const DEFAULT_BYTES: usize = PARTS * MAX_MESSAGE;
+/// A channel has one part of so many.
+const PARTS: usize = 4;
 
 /// What a worker does with a message of one index.
 type Work<T> = Box<dyn Fn(&T, &[u8], Later) + Send + Sync>;
@@ -47,10 +53,11 @@ pub struct Workers<T> {
     threads: usize,
     queue: usize,
     share: Option<usize>,
+    bytes: usize,
 }
 
 impl<T: Send + Sync + 'static> Workers<T> {
-    /// Two threads with a queue of 64 messages. All handlers see `shared`; what they change in it needs a lock or an atomic.
+    /// Two threads with a queue of 64 messages, and of 256 MiB. All handlers see `shared`; what they change in it needs a lock or an atomic.
     pub fn new(shared: T) -> Workers<T> {
         Workers {
             shared,
@@ -58,6 +65,7 @@ impl<T: Send + Sync + 'static> Workers<T> {
             threads: 2,
             queue: 64,
             share: None,
+            bytes: DEFAULT_BYTES,
         }
     }
 
@@ -77,6 +85,15 @@ impl<T: Send + Sync + 'static> Workers<T> {
     /// [calls](crate::MAX_CALLS), or a quarter of the queue if that is more.
     pub fn share(mut self, messages: usize) -> Self {
         self.share = Some(messages.max(1));
+        self
+    }
+
+    /// How many bytes the messages may have together that are not answered yet; 256 MiB by default. A longer one is always refused.
+    ///
+    /// Those of one channel may have a quarter of that, and one message alone may have more: so whatever fits at all can be handled, if its
+    /// channel waits for nothing else.
+    pub fn bytes(mut self, bytes: usize) -> Self {
+        self.bytes = bytes;
         self
     }
 
@@ -100,7 +117,8 @@ impl<T: Send + Sync + 'static> Workers<T> {
             indices: table.keys().copied().collect(),
             threads: self.threads,
             queue: self.queue,
-            share: self.share.unwrap_or((self.queue / 4).max(MAX_CALLS)),
+            share: self.share.unwrap_or((self.queue / PARTS).max(MAX_CALLS)),
+            bytes: self.bytes,
             run: Arc::new(move |index, message, later| {
                 if let Some(work) = table.get(&index) {
                     work(&shared, message, later);
@@ -116,6 +134,7 @@ pub(crate) struct Plan {
     threads: usize,
     queue: usize,
     share: usize,
+    bytes: usize,
     run: Arc<Run>,
 }
 
@@ -135,6 +154,8 @@ impl Plan {
         let jobs = Jobs {
             sender: RefCell::new(Some(sender)),
             share: self.share,
+            bytes: self.bytes,
+            held: Cell::new(0),
             progress: Arc::clone(&progress),
             threads: RefCell::default(),
         };
@@ -166,6 +187,10 @@ struct Progress {
 pub(crate) struct Jobs {
     sender: RefCell<Option<Sender<Job>>>,
     share: usize,
+    bytes: usize,
+    /// Bytes of the messages that wait or are worked on. They go down where their answer is taken, as a channel's do: who is answered, and sends
+    /// the next one at once, finds room for it.
+    held: Cell<usize>,
     progress: Arc<Progress>,
     threads: RefCell<Vec<JoinHandle<()>>>,
 }
@@ -174,6 +199,24 @@ impl Jobs {
     /// Panics in the workers so far.
     pub(crate) fn panics(&self) -> u64 {
         self.progress.panics.load(Ordering::Relaxed)
+    }
+
+    /// Whether there is room for one more message of so many bytes from this channel. Asked before it is copied, so that what is refused
+    /// costs nothing.
+    fn has_room(&self, desk: &Desk, bytes: usize) -> bool {
+        let (all, of_channel) = (self.held.get(), desk.queued_bytes.get());
+        let fits = |held: usize, most: usize| bytes <= most.saturating_sub(held);
+        // Nobody else puts anything there, so it does not become full meanwhile.
+        let full = self.sender.borrow().as_ref().is_none_or(Sender::is_full);
+        !full
+            && desk.queued.get() < self.share
+            && fits(all, self.bytes)
+            && (of_channel == 0 || fits(of_channel, self.bytes / PARTS))
+    }
+
+    /// Notes that a message of so many bytes has been answered, or will not be.
+    pub(crate) fn done_with(&self, bytes: usize) {
+        self.held.set(self.held.get().saturating_sub(bytes));
     }
 
     /// Whether there was room for it.
@@ -235,18 +278,21 @@ fn queue<S>(_: &mut S, message: Message<'_>, reply: Reply<'_>) {
     let Some(jobs) = &desk.jobs else {
         return;
     };
-    let queued = desk.queued.get();
-    if queued < jobs.share {
+    let bytes = message.len();
+    if jobs.has_room(desk, bytes) {
+        let (index, message) = (message.handler(), message.bytes().to_vec());
         let mut later = reply.later_too(desk);
-        later.queued = true;
+        later.queued = Some(bytes);
         let job = Job {
-            index: message.handler(),
-            message: message.bytes().to_vec(),
+            index,
+            message,
             later,
         };
         match jobs.put(job) {
             Ok(()) => {
-                desk.queued.set(queued + 1);
+                jobs.held.set(jobs.held.get() + bytes);
+                desk.queued.set(desk.queued.get() + 1);
+                desk.queued_bytes.set(desk.queued_bytes.get() + bytes);
                 return reply.leave();
             }
             Err(mut job) => job.later.void(),
