@@ -125,11 +125,6 @@ impl Group {
         for poll in self.polls.drain(..) {
             let took = poll.wall.min(own);
             times.note(took);
-            if took > 200_000 {
-                eprintln!(
-                    poll.wall, poll.handled, poll.events
-                );
-            }
             if took > BOUND {
                 over += 1;
                 let Poll {
