@@ -55,6 +55,8 @@ pub(crate) struct Loans {
     pub(super) equipment: Option<Equipment>,
     /// Memory that the peer has from us, by the numbers under which it knows it.
     given: RefCell<Vec<(Rc<Pool>, u16)>>,
+    /// Which of it the last frame was of that was lent.
+    last_given: Cell<usize>,
     /// Bytes of it.
     passed: Cell<usize>,
     lent: RefCell<Vec<Lent>>,
@@ -87,6 +89,7 @@ impl Loans {
         Loans {
             equipment: None,
             given: RefCell::default(),
+            last_given: Cell::new(0),
             passed: Cell::new(0),
             lent: RefCell::default(),
             shared: Cell::new(0),
@@ -340,10 +343,17 @@ impl Port {
         let (pool, slab) = (frame.pool(), frame.name().slab);
         let known = |(of, n): &(Rc<Pool>, u16)| *n == slab && Rc::ptr_eq(of, pool);
         let mut given = self.frames.given.borrow_mut();
-        match given.iter().position(known) {
-            Some(number) => Ok(number as u16),
-            None => self.give(&mut given, pool, slab),
+        // Mostly that of the last frame: there may be dozens.
+        let last = self.frames.last_given.get();
+        if given.get(last).is_some_and(known) {
+            return Ok(last as u16);
         }
+        let number = match given.iter().position(known) {
+            Some(number) => number as u16,
+            None => self.give(&mut given, pool, slab)?,
+        };
+        self.frames.last_given.set(number.into());
+        Ok(number)
     }
 
     #[cold]

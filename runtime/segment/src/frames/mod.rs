@@ -17,6 +17,7 @@
 //! A receiver that dies gives everything back by dying: its channel's loans end with the port. An owner that dies leaves its
 //! memory to who has it mapped.
 
+mod classes;
 mod error;
 mod limits;
 mod loans;

@@ -1,6 +1,7 @@
 //! Where frames come from: memory in a few size classes, and the ledger that says where each frame is.
 
 use crate::frames::FrameError;
+use crate::frames::classes::stride_of;
 use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -82,6 +83,8 @@ pub struct Pool {
     limit: usize,
     bytes: Cell<usize>,
     shared: bool,
+    /// The slab of the frame that was handed out last.
+    last: Cell<usize>,
     /// The last frame that was done with is large, and somebody here has written it.
     wrote_large: Cell<bool>,
 }
@@ -103,24 +106,8 @@ const LEAST_SLAB: usize = 256 << 10;
 /// each of the ten shortest sizes are 62 slabs. Two frames or a MiB at a time were all 64 for 126 frames of 2 MiB, or for 62 MiB of 4 KiB ones.
 const STEPS: usize = 32;
 const LEAST_STEP: usize = 1 << 20;
-const PAGE: usize = 4096;
 /// Two frames of this length that are written in turn are more than caches hold.
 const LARGE: usize = 4 << 20;
-
-/// Bytes from one frame to the next, for frames of so many bytes: powers of two and the middles between them, and what lies in
-/// front of them; at least a page.
-fn stride_of(len: usize) -> usize {
-    let above = len.next_power_of_two();
-    let middle = above / 4 * 3;
-    let class = match middle >= len && middle >= PAGE {
-        true => middle,
-        false => above,
-    };
-    match len + HEADROOM <= PAGE {
-        true => PAGE,
-        false => (class + HEADROOM).next_multiple_of(PAGE),
-    }
-}
 
 impl Slab {
     /// Makes what was secured, and is free, writable again: neighbours together, because each call costs about a microsecond.
@@ -160,6 +147,7 @@ impl Pool {
             limit,
             bytes: Cell::new(0),
             shared,
+            last: Cell::new(0),
             wrote_large: Cell::new(false),
         })
     }
@@ -194,7 +182,7 @@ impl Pool {
         }
         let stride = stride_of(len);
         let mut slabs = self.slabs.borrow_mut();
-        let found = match Self::with_free(&mut slabs, stride)? {
+        let found = match self.with_free(&mut slabs, stride)? {
             Some(found) => found,
             None => match self.grow(&mut slabs, stride) {
                 Ok(grown) => grown,
@@ -220,7 +208,7 @@ impl Pool {
         }
         let stride = stride_of(len);
         let mut slabs = self.slabs.borrow_mut();
-        let found = match Self::with_free(&mut slabs, stride).ok()? {
+        let found = match self.with_free(&mut slabs, stride).ok()? {
             Some(found) => found,
             None => {
                 let of_class = slabs.iter().filter(|slab| slab.stride == stride);
@@ -240,9 +228,10 @@ impl Pool {
     pub(crate) fn fetch_next(&self, len: usize, most: usize) {
         let stride = stride_of(len);
         let slabs = self.slabs.borrow();
-        let mut of_size = slabs.iter().filter(|slab| slab.stride == stride);
-        let next = of_size.find_map(|slab| Some((slab, *slab.free.last()?)));
-        let Some((slab, slot)) = next else { return };
+        let next = self.next(&slabs, stride).and_then(|next| slabs.get(next));
+        let Some((slab, &slot)) = next.and_then(|slab| Some((slab, slab.free.last()?))) else {
+            return;
+        };
         for line in 0..len.min(most).div_ceil(SLOT_BYTES) {
             let at = usize::from(slot) * stride + HEADROOM + line * SLOT_BYTES;
             // SAFETY: bounds: slot < entries.len() and HEADROOM + len <= stride, by `grow` and `stride_of`; the slab has
@@ -255,11 +244,17 @@ impl Pool {
         }
     }
 
-    /// A slab of this size class in which something is free.
-    fn with_free(slabs: &mut [Slab], stride: usize) -> Result<Option<usize>, FrameError> {
+    /// The slab of this size class from which a frame is handed out next, if one is free: mostly that of the last one.
+    fn next(&self, slabs: &[Slab], stride: usize) -> Option<usize> {
         let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
-        if let Some(found) = slabs.iter().position(of_size) {
-            return Ok(Some(found));
+        let last = Some(self.last.get()).filter(|last| slabs.get(*last).is_some_and(of_size));
+        last.or_else(|| slabs.iter().position(of_size))
+    }
+
+    /// A slab of this size class in which something is free.
+    fn with_free(&self, slabs: &mut [Slab], stride: usize) -> Result<Option<usize>, FrameError> {
+        if let Some(next) = self.next(slabs, stride) {
+            return Ok(Some(next));
         }
         let secured = |slab: &Slab| slab.stride == stride && !slab.secured.is_empty();
         let found = slabs.iter().position(secured);
@@ -269,6 +264,7 @@ impl Pool {
 
     fn hand_out(self: &Rc<Self>, slab: &mut Slab, number: usize, len: usize) -> Option<Frame> {
         let slot = slab.free.pop()?;
+        self.last.set(number);
         let entry = &mut slab.entries[usize::from(slot)];
         *entry = Entry {
             generation: entry.generation.wrapping_add(1),
