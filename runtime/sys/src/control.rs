@@ -334,8 +334,17 @@ impl Watcher {
 
     /// Sleeps until something is ready or `bound` is over (`None`: for as long as it takes).
     pub fn wait(&self, bound: Option<Duration>) -> Result<Vec<Ready>, Errno> {
+        self.wait_for(bound, Self::AT_ONCE)
+    }
+
+    /// Some of what is ready now; who is left out comes first in the next.
+    pub fn ready(&self, most: usize) -> Result<Vec<Ready>, Errno> {
+        self.wait_for(Some(Duration::ZERO), most)
+    }
+
+    fn wait_for(&self, bound: Option<Duration>, most: usize) -> Result<Vec<Ready>, Errno> {
         let timeout = bound.map(timespec);
-        let mut events = Vec::with_capacity(Self::AT_ONCE);
+        let mut events = Vec::with_capacity(most);
         let space = rustix::buffer::spare_capacity(&mut events);
         match epoll::wait(&self.0, space, timeout.as_ref()) {
             Ok(_) | Err(Errno::INTR) => {}

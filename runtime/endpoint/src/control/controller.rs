@@ -2,14 +2,14 @@
 
 use super::OpenOptions;
 use super::mailbox::Door;
-use super::thread::{ALARM, Thread};
+use super::thread::Thread;
 use crate::OpenError;
 use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use tightbeam_sys::Errno;
 use tightbeam_sys::apart::{self, Apart};
-use tightbeam_sys::control::{self, Alarm, Watcher};
+use tightbeam_sys::control::{self, Alarm};
 use tightbeam_sys::wake;
 
 /// A channel's connection, to be watched until it ends.
@@ -85,11 +85,9 @@ impl Controller {
     fn start() -> Result<Controller, Errno> {
         wake::register_barrier()?;
         apart::start()?;
-        let watcher = Watcher::new()?;
         let alarm = Arc::new(Alarm::new()?);
-        watcher.add(alarm.fd(), ALARM)?;
         let (commands, inbox) = channel();
-        let thread = Thread::new(watcher, Arc::clone(&alarm), inbox);
+        let thread = Thread::new(Arc::clone(&alarm), inbox)?;
         std::thread::Builder::new()
             .name("tightbeam-control".into())
             .spawn(move || thread.run())

@@ -6,7 +6,8 @@
 //!   pidfd readable --> Notice::Exited
 //! ```
 //!
-//! A client that connects and says nothing holds one descriptor until its deadline and delays nobody.
+//! A client that connects and says nothing holds one descriptor until its deadline and delays nobody. Nor do many that say hello at
+//! once: ends go first.
 
 use super::admit::{admit, is_admitted, ours, turn_away};
 use super::controller::{Command, Watch};
@@ -36,16 +37,44 @@ const SLICE: Duration = Duration::from_micros(100);
 /// Openings under way at a time, for each listener; further clients wait in its backlog.
 const MAX_OPENINGS: usize = 64;
 
-pub(super) const ALARM: u64 = 0;
+/// Steps of openings in a turn. One may take a millisecond, for a deep segment that is made and another one that is mapped; an
+/// end waits for no more than these.
+const STEPS: usize = 2;
+
+const ALARM: u64 = 0;
+/// Somebody has something to say at the doors.
+const DOORS: u64 = 1;
 
 pub(super) struct Thread {
-    watcher: Watcher,
+    watchers: Watchers,
     alarm: Arc<Alarm>,
     inbox: Receiver<Command>,
     items: HashMap<u64, Item>,
     /// What is not watched, and since it is to be, when to try again.
     resting: HashMap<u64, Instant>,
     next_token: u64,
+}
+
+/// What is watched. Listeners and openings are so by themselves: however many of them are ready, for the thread they are one
+/// descriptor, in front of which nothing else has to wait.
+struct Watchers {
+    /// Channels, processes, the alarm, and the doors.
+    all: Watcher,
+    /// Listeners and openings.
+    doors: Watcher,
+}
+
+impl Watchers {
+    fn of(&self, item: &Item) -> &Watcher {
+        match item {
+            Item::Listener { .. } | Item::Opening { .. } => &self.doors,
+            Item::Channel { .. } | Item::Process { .. } => &self.all,
+        }
+    }
+
+    fn remove(&self, item: &Item) {
+        self.of(item).remove(item.descriptor());
+    }
 }
 
 enum Item {
@@ -104,7 +133,8 @@ impl Item {
         }
     }
 
-    fn watch(&self, watcher: &Watcher, token: u64) -> Result<(), Errno> {
+    fn watch(&self, watchers: &Watchers, token: u64) -> Result<(), Errno> {
+        let watcher = watchers.of(self);
         match self {
             Item::Channel { end_only: true, .. } => watcher.add_end(self.descriptor(), token),
             _ => watcher.add(self.descriptor(), token),
@@ -118,44 +148,61 @@ fn is_dying(socket: &OwnedFd) -> bool {
 }
 
 impl Thread {
-    pub(super) fn new(watcher: Watcher, alarm: Arc<Alarm>, inbox: Receiver<Command>) -> Thread {
-        Thread {
-            watcher,
+    pub(super) fn new(alarm: Arc<Alarm>, inbox: Receiver<Command>) -> Result<Thread, Errno> {
+        let watchers = Watchers {
+            all: Watcher::new()?,
+            doors: Watcher::new()?,
+        };
+        watchers.all.add(alarm.fd(), ALARM)?;
+        watchers.all.add(watchers.doors.as_fd(), DOORS)?;
+        Ok(Thread {
+            watchers,
             alarm,
             inbox,
             items: HashMap::new(),
             resting: HashMap::new(),
-            next_token: ALARM + 1,
-        }
+            next_token: DOORS + 1,
+        })
     }
 
     pub(super) fn run(mut self) {
         // Without it this hears of a death 1 to 2 ms later on a machine whose CPUs are all busy (p99 10.0 for 11.8 ms).
         let _ = cpu::request_slice(SLICE);
-        loop {
-            let bound = self
-                .next_deadline()
-                .map(|at| at.saturating_duration_since(Instant::now()));
-            let ready = match self.watcher.wait(bound) {
-                Ok(ready) => ready,
-                // Only a broken epoll descriptor fails; without it nothing can be watched.
-                Err(_) => return,
-            };
-            for event in ready {
+        // Only a broken epoll descriptor fails; without it nothing can be watched.
+        while self.turn().is_ok() {}
+    }
+
+    /// Sleeps until there is something to do, and does it: what concerns channels that are open, then a little of what is at the doors.
+    fn turn(&mut self) -> Result<(), Errno> {
+        let bound = self
+            .next_deadline()
+            .map(|at| at.saturating_duration_since(Instant::now()));
+        let mut at_the_doors = false;
+        for event in self.watchers.all.wait(bound)? {
+            match event.token {
+                ALARM => self.alarm.clear(),
+                DOORS => at_the_doors = true,
+                _ => self.handle(event),
+            }
+        }
+        while let Ok(command) = self.inbox.try_recv() {
+            self.obey(command);
+        }
+        if at_the_doors {
+            // Who is left out is still ready, and so are the doors: the next turn does not sleep.
+            for event in self.watchers.doors.ready(STEPS)? {
                 self.handle(event);
             }
-            while let Ok(command) = self.inbox.try_recv() {
-                self.obey(command);
-            }
-            self.expire(Instant::now());
         }
+        self.expire(Instant::now());
+        Ok(())
     }
 
     fn insert(&mut self, item: Item) -> u64 {
         let token = self.next_token;
         self.next_token += 1;
         // Fails only for want of kernel memory, or of leave to watch so much (`fs.epoll.max_user_watches`).
-        if item.watch(&self.watcher, token).is_err() {
+        if item.watch(&self.watchers, token).is_err() {
             self.resting.insert(token, Instant::now() + REST);
         }
         self.items.insert(token, item);
@@ -231,7 +278,7 @@ impl Thread {
             if door.same(of) {
                 *end_only = true;
                 // One that is not watched now (it rests, or it has said something) has nothing to be changed.
-                let _ = self.watcher.keep_end(socket.as_fd(), *token);
+                let _ = self.watchers.all.keep_end(socket.as_fd(), *token);
             }
         }
     }
@@ -254,7 +301,7 @@ impl Thread {
         {
             *end_only = false;
             // One that is not watched now, because it rests, is watched for this too when that is over.
-            let _ = self.watcher.keep_all(socket.as_fd(), token);
+            let _ = self.watchers.all.keep_all(socket.as_fd(), token);
         }
     }
 
@@ -263,17 +310,13 @@ impl Thread {
             return;
         };
         if let Some(Item::Channel { socket, .. }) = self.items.remove(&token) {
-            self.watcher.remove(socket.as_fd());
+            self.watchers.all.remove(socket.as_fd());
             control::shut(socket.as_fd());
         }
         self.drop_items(|item| matches!(item, Item::Process { channel, .. } if *channel == token));
     }
 
     fn handle(&mut self, event: Ready) {
-        if event.token == ALARM {
-            self.alarm.clear();
-            return;
-        }
         match self.items.get_mut(&event.token) {
             Some(Item::Listener { .. }) => self.accept(event.token),
             Some(Item::Opening { .. }) => self.answer(event.token),
@@ -286,14 +329,14 @@ impl Thread {
                 ..
             }) => {
                 if event.hung_up {
-                    self.watcher.remove(socket.as_fd());
+                    self.watchers.all.remove(socket.as_fd());
                     let now = Instant::now();
                     *hung_up = Some((now, now + GRACE));
                     door.put(Notice::HungUp(*label));
                 } else {
                     // Most likely memory for frames. The endpoint reads it, now and when a frame is in memory that it does not know.
                     *end_only = true;
-                    let _ = self.watcher.keep_end(socket.as_fd(), event.token);
+                    let _ = self.watchers.all.keep_end(socket.as_fd(), event.token);
                     door.put(Notice::Input(*label));
                 }
             }
@@ -307,7 +350,7 @@ impl Thread {
         let Some(Item::Process { channel, pidfd }) = self.items.remove(&token) else {
             return;
         };
-        self.watcher.remove(pidfd.as_fd());
+        self.watchers.all.remove(pidfd.as_fd());
         if let Some(Item::Channel {
             label, door, ended, ..
         }) = self.items.get_mut(&channel)
@@ -354,7 +397,7 @@ impl Thread {
                     let token = self.insert(opening);
                     if let (Some(until), Some(item)) = (until, self.items.get(&token)) {
                         // What it says is not looked at before.
-                        self.watcher.remove(item.descriptor());
+                        self.watchers.remove(item);
                         self.resting.insert(token, until);
                     }
                     return;
@@ -364,7 +407,7 @@ impl Thread {
             }
         }
         // Out of descriptors, or too many openings: the client stays in the backlog.
-        self.watcher.remove(socket.as_fd());
+        self.watchers.doors.remove(socket.as_fd());
         self.resting.insert(token, Instant::now() + REST);
     }
 
@@ -380,7 +423,7 @@ impl Thread {
         else {
             return;
         };
-        self.watcher.remove(client.socket());
+        self.watchers.doors.remove(client.socket());
         let gate = Arc::clone(&options.gate);
         let mut buffer = [0; BYTES + 1];
         let received = match control::receive(client.socket(), &mut buffer) {
@@ -448,7 +491,7 @@ impl Thread {
         let found = self.items.iter().filter(|(_, item)| matches(item));
         let tokens: Vec<u64> = found.map(|(&token, _)| token).collect();
         for item in tokens.iter().filter_map(|token| self.items.remove(token)) {
-            self.watcher.remove(item.descriptor());
+            self.watchers.remove(&item);
             // A client that is ready, but has not been heard, takes its channel for open: it is told that it was closed.
             if let Item::Opening {
                 client: Client::Welcomed(opened),
@@ -474,7 +517,7 @@ impl Thread {
             }
             _ => false,
         });
-        let (watcher, items) = (&self.watcher, &self.items);
+        let (watchers, items) = (&self.watchers, &self.items);
         self.resting.retain(|token, until| {
             let Some(item) = items.get(token) else {
                 return false;
@@ -483,7 +526,7 @@ impl Thread {
                 return true;
             }
             *until = now + REST;
-            item.watch(watcher, *token).is_err()
+            item.watch(watchers, *token).is_err()
         });
         for item in self.items.values_mut() {
             if let Item::Channel {
@@ -507,3 +550,6 @@ impl Thread {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
