@@ -50,6 +50,8 @@ pub(super) struct Thread {
     alarm: Arc<Alarm>,
     inbox: Receiver<Command>,
     items: HashMap<u64, Item>,
+    /// Where the channel with this label is that an endpoint (`Door::key`) has.
+    channels: HashMap<(usize, u64), Tokens>,
     /// What is not watched, and since it is to be, when to try again.
     resting: HashMap<u64, Instant>,
     next_token: u64,
@@ -107,6 +109,12 @@ enum Item {
     },
 }
 
+/// Of a channel that is watched.
+struct Tokens {
+    channel: u64,
+    process: u64,
+}
+
 /// How far an opening has come.
 enum Client {
     Connected(Apart<OwnedFd>),
@@ -160,6 +168,7 @@ impl Thread {
             alarm,
             inbox,
             items: HashMap::new(),
+            channels: HashMap::new(),
             resting: HashMap::new(),
             next_token: DOORS + 1,
         })
@@ -243,6 +252,7 @@ impl Thread {
                     pidfd,
                     door,
                 } = watch;
+                let key = (door.key(), label);
                 let channel = self.insert(Item::Channel {
                     label,
                     socket,
@@ -251,7 +261,8 @@ impl Thread {
                     hung_up: None,
                     ended: false,
                 });
-                self.insert(Item::Process { channel, pidfd });
+                let process = self.insert(Item::Process { channel, pidfd });
+                self.channels.insert(key, Tokens { channel, process });
             }
             Command::Unwatch { label, door } => self.hang_up(label, &door),
             Command::WatchInput { label, door } => self.watch_input(label, &door),
@@ -283,37 +294,36 @@ impl Thread {
         }
     }
 
-    fn channel(&self, wanted: u64, of: &Door) -> Option<u64> {
-        self.items.iter().find_map(|(&token, item)| match item {
-            Item::Channel { label, door, .. } if *label == wanted && door.same(of) => Some(token),
-            _ => None,
-        })
-    }
-
     fn watch_input(&mut self, label: u64, of: &Door) {
-        let token = self.channel(label, of).unwrap_or(ALARM);
+        let Some(&Tokens { channel, .. }) = self.channels.get(&(of.key(), label)) else {
+            return;
+        };
         if let Some(Item::Channel {
             socket,
             end_only,
             hung_up: None,
             ..
-        }) = self.items.get_mut(&token)
+        }) = self.items.get_mut(&channel)
         {
             *end_only = false;
             // One that is not watched now, because it rests, is watched for this too when that is over.
-            let _ = self.watchers.all.keep_all(socket.as_fd(), token);
+            let _ = self.watchers.all.keep_all(socket.as_fd(), channel);
         }
     }
 
-    fn hang_up(&mut self, wanted: u64, of: &Door) {
-        let Some(token) = self.channel(wanted, of) else {
+    /// Found without a search: when many channels end at once, this is done for each of them.
+    fn hang_up(&mut self, label: u64, of: &Door) {
+        let Some(tokens) = self.channels.remove(&(of.key(), label)) else {
             return;
         };
-        if let Some(Item::Channel { socket, .. }) = self.items.remove(&token) {
-            self.watchers.all.remove(socket.as_fd());
-            control::shut(socket.as_fd());
+        if let Some(channel) = self.items.remove(&tokens.channel) {
+            self.watchers.remove(&channel);
+            control::shut(channel.descriptor());
         }
-        self.drop_items(|item| matches!(item, Item::Process { channel, .. } if *channel == token));
+        // It may have ended, and is not watched any more then.
+        if let Some(process) = self.items.remove(&tokens.process) {
+            self.watchers.remove(&process);
+        }
     }
 
     fn handle(&mut self, event: Ready) {

@@ -74,3 +74,27 @@ fn an_end_comes_before_openings() {
     }
     std::fs::remove_dir_all(&directory).unwrap();
 }
+
+/// Labels are an endpoint's own: another may have a channel of the same.
+#[test]
+fn a_channel_that_is_not_wanted_any_more_leaves_nothing() {
+    let mut thread = thread();
+    let mailboxes = [Mailbox::new(), Mailbox::new()];
+    let [first, second] = mailboxes.each_ref().map(Mailbox::door);
+    let ends = [(3, &first), (4, &first), (3, &second)];
+    let ends = ends.map(|(label, door)| watch(&mut thread, label, door));
+    let hung_up = |end: &OwnedFd| control::wait_readable(end.as_fd(), Duration::ZERO);
+    for (label, door) in [(3, &first), (3, &first), (9, &second)] {
+        let door = door.clone();
+        thread.obey(Command::Unwatch { label, door });
+        assert_eq!(ends.each_ref().map(hung_up), [true, false, false]);
+        assert_eq!((thread.items.len(), thread.channels.len()), (4, 2));
+    }
+    // Nor one whose peer hung up before.
+    drop(ends);
+    thread.turn().unwrap();
+    for (label, door) in [(4, first), (3, second)] {
+        thread.obey(Command::Unwatch { label, door });
+    }
+    assert!(thread.items.is_empty() && thread.channels.is_empty());
+}
