@@ -8,8 +8,8 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use support::opening::{
-    HELLO, READY, REFUSAL, WELCOME, get_ready, greet, identity, map_next, misfits, opening,
-    receive, receive_all, sealed, segment, send, unsealed,
+    HELLO, READY, REFUSAL, WELCOME, get_ready, greet, identity, map_next, map_whole, misfits,
+    opening, receive, receive_all, sealed, segment, segment_bytes, send, unsealed,
 };
 use support::{PATIENCE, Scratch, assert_says, next_event, opened, patiently};
 use tightbeam::{
@@ -79,7 +79,7 @@ fn a_client_of_another_build_is_told_who_we_are() {
     let scratch = Scratch::new("misfit");
     let mut server = server(&scratch, PATIENCE);
     for (theirs, what, _) in misfits() {
-        let memory = sealed(1 << 16);
+        let memory = sealed(segment_bytes());
         let hello = opening(HELLO, theirs);
         let socket = greet(&scratch.path("sock"), &hello, &[memory.as_fd()]);
         let answer = receive(&socket).unwrap_or_else(|| panic!("an answer to a wrong {what}"));
@@ -141,7 +141,7 @@ fn clients_without_manners() {
         let (pipe, _writer) = std::io::pipe().expect("a pipe");
         let pipe = OwnedFd::from(pipe);
         let (_formatted, good) = segment();
-        let (unsealed, short, empty) = (unsealed(), sealed(4096), sealed(1 << 16));
+        let (unsealed, short, empty) = (unsealed(), sealed(4096), sealed(segment_bytes()));
         let hello = opening(HELLO, identity());
         let long = [hello.as_slice(), b"x"].concat();
         let greet = |bytes: &[u8], with: &[_]| greet(&scratch.path("sock"), bytes, with);
@@ -261,10 +261,11 @@ impl Liar {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let memory = rustix::fs::memfd_create("liar", flags).expect("memory");
         let (own, honest) = (identity(), sealed_identity());
-        rustix::fs::ftruncate(&memory, 1 << 16).expect("room");
+        rustix::fs::ftruncate(&memory, segment_bytes() as u64).expect("room");
         rustix::io::pwrite(&memory, &honest, 0).expect("written");
         let words = memory.try_clone().expect("a descriptor");
-        let words = SharedWords::open(words, 64).expect("mapped");
+        // All of it, each word in two lines, so that each page is there.
+        let words = SharedWords::open(words, segment_bytes() / 128).expect("mapped");
         let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
         rustix::fs::fcntl_add_seals(&memory, seals).expect("sealed");
         let hello = opening(HELLO, own);
@@ -346,7 +347,7 @@ fn a_reader_that_scribbles_hurts_itself_only() {
     // Mapped before the last seals, as the reader's own mapping is: every second line's first word.
     let scribble = SharedWords::open(theirs.try_clone().expect("a descriptor"), lines / 2);
     let scribble = scribble.expect("mapped");
-    liar.seen = Some(PeerMemory::map(theirs, 4096).expect("mapped"));
+    liar.seen = Some(map_whole(theirs));
     send(&liar.socket, &opening(READY, identity()), &[]);
     opened(&mut server);
     let channel = server.channels().next().expect("it is open");
@@ -400,7 +401,7 @@ fn refused(answer: &[u8], descriptors: &[&OwnedFd]) -> OpenError {
 fn a_listener_of_another_build_is_named_in_the_error() {
     let _alone = alone();
     for (theirs, what, words) in misfits() {
-        let memory = sealed(1 << 16);
+        let memory = sealed(segment_bytes());
         for error in [
             refused(&opening(WELCOME, theirs), &[&memory]),
             refused(&opening(REFUSAL, theirs), &[]),
@@ -476,7 +477,7 @@ fn listeners_that_contradict_themselves() {
     let error = refused(&opening(WELCOME, other), &[&good]);
     let contradiction = matches!(error, OpenError::Mismatch(Mismatch::Contradiction));
     assert!(contradiction, "{error}");
-    let empty = sealed(1 << 16);
+    let empty = sealed(segment_bytes());
     let error = refused(&opening(WELCOME, identity()), &[&empty]);
     let magic = matches!(error, OpenError::Mismatch(Mismatch::Magic { found: 0 }));
     assert!(magic, "{error}");

@@ -2,7 +2,7 @@
 
 use crate::board::{Random, fill, room, seed};
 use crate::support::opening::{
-    HELLO, READY, REFUSAL, greet, identity, map_next, opening, receive, send,
+    HELLO, READY, REFUSAL, greet, identity, map_next, opening, receive, segment_bytes, send,
 };
 use crate::support::{PATIENCE, Scratch, next_event, patiently};
 use crate::traffic::{Books, NUMBERED, builder};
@@ -88,7 +88,7 @@ pub(crate) fn ids(rounds: u64) {
 
 /// A client speaks the opening by hand, honestly but for what it says of its segment.
 fn formatted(says: Identity) -> OwnedFd {
-    let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
+    let memory = OwnMemory::create(segment_bytes(), &MemoryOptions::default()).expect("memory");
     let descriptor = memory.fd().try_clone_to_owned().expect("a descriptor");
     let layout = Layout::new(64).expect("a depth");
     drop(layout.format(OwnLines::new(memory), &says));

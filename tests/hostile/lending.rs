@@ -147,9 +147,10 @@ fn name_parts(side: Side, address: &str) {
     }
     // Longer together than any message may be: the same frame, over and over.
     let liar = opener.open();
-    let memory = whole_memory(TOGETHER / 31 / STRIDE + 1).0;
-    let long = TOGETHER / 31;
-    pass(&liar.socket, &grant(0, long, long), &[memory.as_fd()]);
+    let (long, frames) = (TOGETHER / 31, TOGETHER / 31 / STRIDE + 1);
+    let memory = whole_memory(frames).0;
+    let said = grant(0, long, frames * STRIDE);
+    pass(&liar.socket, &said, &[memory.as_fd()]);
     say_framed(&liar, 0, NOTE, &[framed(0, 0, 0, long as u32); 32]);
     liar.wait_for_hang_up();
 }

@@ -174,10 +174,7 @@ impl Liar {
         let hello = opening(HELLO, own.identity);
         send(&socket, &hello, &[own.descriptor.as_fd()]);
         let (theirs, segment) = get_segment(&socket);
-        let ready = opening(READY, own.identity);
-        let liar = Liar::join(own, theirs, segment, socket, before);
-        send(&liar.socket, &ready, &[]);
-        liar
+        Liar::join(own, theirs, segment, socket, before, READY)
     }
 
     /// Takes the victim's connection.
@@ -189,9 +186,7 @@ impl Liar {
         let socket = patiently(|| control::accept(listener.as_fd()).ok());
         let own = OwnSegment::new();
         let (theirs, segment) = get_segment(&socket);
-        let welcome = opening(WELCOME, own.identity);
-        let liar = Liar::join(own, theirs, segment, socket, before);
-        send(&liar.socket, &welcome, &[liar.own_descriptor.as_fd()]);
+        let liar = Liar::join(own, theirs, segment, socket, before, WELCOME);
         receive(&liar.socket).expect("it is ready");
         liar
     }
@@ -202,6 +197,7 @@ impl Liar {
         segment: OwnedFd,
         socket: OwnedFd,
         before: Before,
+        says: u32,
     ) -> Liar {
         let page = page_size();
         // In huge pages nobody may: then there is nothing of the victim's that the liar could write.
@@ -211,8 +207,18 @@ impl Liar {
         });
         before(&own.descriptor, &segment);
         let layout = theirs.check(page as u32).expect("the victim is honest");
-        let copy = segment.try_clone().expect("a descriptor");
-        let memory = PeerMemory::map(copy, layout.bytes(page)).expect("mapped");
+        let map = || {
+            let copy = segment.try_clone().expect("a descriptor");
+            PeerMemory::map(copy, layout.bytes(page)).ok()
+        };
+        // Puts the last seals on it, also if it then finds holes: those its owner fills once it has heard of us.
+        let mapped = map();
+        let message = opening(says, own.identity);
+        match says {
+            WELCOME => send(&socket, &message, &[own.descriptor.as_fd()]),
+            _ => send(&socket, &message, &[]),
+        }
+        let memory = mapped.unwrap_or_else(|| patiently(map));
         let lines = PeerLines::new(memory);
         let attached = Layout::attach(lines, &theirs, page as u32).expect("as it said");
         Liar {

@@ -55,6 +55,10 @@ fn bad_memory() -> Vec<Bad> {
     };
     let open = |path, flags| rustix::fs::open(path, flags, Mode::empty()).expect("it is there");
     let (pipe, _) = std::io::pipe().expect("a pipe");
+    let behind = memory(BYTES, BYTES, SealFlags::empty());
+    let keep = FallocateFlags::KEEP_SIZE;
+    rustix::fs::fallocate(&behind, keep, BYTES as u64, 1 << 20).expect("room");
+    rustix::fs::fcntl_add_seals(&behind, all).expect("sealed");
     let mut bad = vec![
         (
             "shorter than said",
@@ -62,6 +66,13 @@ fn bad_memory() -> Vec<Bad> {
             memory(BYTES - 4096, BYTES - 4096, all),
             control,
         ),
+        (
+            "longer than said",
+            said,
+            memory(BYTES + 4096, BYTES + 4096, all),
+            control,
+        ),
+        ("more behind its end", said, behind, control),
         ("a hole", said, memory(BYTES, BYTES - 4096, all), control),
         ("all holes", said, memory(BYTES, 0, all), control),
         (

@@ -6,7 +6,7 @@ use crate::liar::{
 };
 use crate::long;
 use crate::support::opening::{
-    HELLO, READY, REFUSAL, WELCOME, get_segment, identity, opening, receive, send,
+    HELLO, READY, REFUSAL, WELCOME, get_segment, identity, map_whole, opening, receive, send,
 };
 use crate::support::{Ledger, patiently};
 use crate::victim::{ANSWERED, GO, NOTE, NUMBER, Stage};
@@ -25,6 +25,8 @@ use tightbeam_sys::memory::{MemoryOptions, OwnMemory, Want};
 pub(crate) fn act(side: Side, act: &str, address: &str) -> bool {
     match act {
         "pass bad segments" => pass(side, address, bad_segments()),
+        "pass too much" => pass(side, address, long_segments()),
+        "pass holes" => pass(side, address, holed_segments()),
         "pass what is none" => pass(side, address, no_segments()),
         "truncate" => try_to_truncate(side, address),
         "punch holes" => punch_holes(side, address),
@@ -55,10 +57,21 @@ pub(crate) fn not_root(test: &str) -> bool {
     other
 }
 
+/// A memfd of which all pages are there.
 fn memfd(bytes: usize, seals: SealFlags) -> OwnedFd {
+    partly(bytes, bytes, 0, seals)
+}
+
+/// One of which so many bytes are there, and so many more behind its end.
+fn partly(bytes: usize, there: usize, behind: u64, seals: SealFlags) -> OwnedFd {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     let memory = rustix::fs::memfd_create("liar", flags).expect("memory");
     rustix::fs::ftruncate(&memory, bytes as u64).expect("room");
+    rustix::io::pwrite(&memory, &vec![0; there], 0).expect("written");
+    if behind > 0 {
+        let keep = FallocateFlags::KEEP_SIZE;
+        rustix::fs::fallocate(&memory, keep, bytes as u64, behind).expect("room");
+    }
     rustix::fs::fcntl_add_seals(&memory, seals).expect("sealed");
     memory
 }
@@ -93,6 +106,34 @@ fn bad_segments() -> Vec<(&'static str, OwnedFd)> {
             let again = format!("/proc/self/fd/{}", memory.as_raw_fd());
             std::fs::File::open(again).expect("ours").into()
         }),
+    ]
+}
+
+const SIZE: SealFlags = SealFlags::SHRINK.union(SealFlags::GROW);
+const ALL: SealFlags = SIZE.union(SealFlags::FUTURE_WRITE.union(SealFlags::SEAL));
+
+/// Of the right size, with the right seals, and not all there.
+fn holed_segments() -> Vec<(&'static str, OwnedFd)> {
+    let punched = OwnSegment::new().descriptor;
+    assert_eq!(punch(&punched), Ok(()));
+    let (less, behind) = (whole() - 4096, 4096);
+    vec![
+        ("nothing there", partly(whole(), 0, 0, SIZE)),
+        ("nothing there, all seals", partly(whole(), 0, 0, ALL)),
+        ("a page is not there", partly(whole(), less, 0, SIZE)),
+        ("a page elsewhere", partly(whole(), less, behind, SIZE)),
+        ("punched", punched),
+    ]
+}
+
+/// All there, and more than that.
+fn long_segments() -> Vec<(&'static str, OwnedFd)> {
+    let (more, much) = (whole() + 4096, 64 << 20);
+    vec![
+        ("a page long", memfd(more, SIZE)),
+        ("a page long, all seals", memfd(more, ALL)),
+        ("long, and one hole", partly(much as usize, 0, 0, SIZE)),
+        ("much behind its end", partly(whole(), whole(), much, SIZE)),
     ]
 }
 
@@ -134,10 +175,7 @@ fn pass(side: Side, address: &str, instead: Vec<(&'static str, OwnedFd)>) {
         if let Some(listener) = &listener {
             let socket = patiently(|| control::accept(listener.as_fd()).ok());
             // Its seals are in order.
-            drop(tightbeam_sys::memory::PeerMemory::map(
-                get_segment(&socket).1,
-                64,
-            ));
+            drop(map_whole(get_segment(&socket).1));
             send(
                 &socket,
                 &opening(WELCOME, identity()),
@@ -193,6 +231,18 @@ fn each_is_refused(name: &str, act: &str, kinds: usize) {
 #[test]
 fn l01_segments_that_are_short_or_not_sealed() {
     each_is_refused("l01", "pass bad segments", bad_segments().len());
+}
+
+/// Who drops the last descriptor of a file frees all of it: of what is opened, that is no more than is mapped.
+#[test]
+fn l01_segments_that_are_longer_than_said() {
+    each_is_refused("l01-long", "pass too much", long_segments().len());
+}
+
+/// The memory that a segment takes is its owner's: nobody fills its holes.
+#[test]
+fn l02_holes_that_its_owner_has_left() {
+    each_is_refused("l02-holes", "pass holes", holed_segments().len());
 }
 
 #[test]
@@ -266,8 +316,9 @@ fn punch_holes(side: Side, address: &str) {
         }),
         Side::Server => {
             let listener = control::listen(&path(&liars_address(address))).expect("a free path");
-            Liar::accept_and(&listener, |own, seen| {
-                assert_eq!((punch(own), punch(seen)), (Ok(()), Ok(())));
+            // Its own would be refused with holes.
+            Liar::accept_and(&listener, |_, seen| {
+                assert_eq!(punch(seen), Ok(()));
             })
         }
     };

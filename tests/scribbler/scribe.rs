@@ -5,7 +5,7 @@ use crate::acts;
 use crate::board::{Board, IDLE, REST, Random, SCRIBBLE, STOP, Word, pin};
 use crate::pen::{Pen, STATE_LINE};
 use crate::support::opening::{
-    HELLO, READY, WELCOME, identity, opening, receive_all, segment, try_send,
+    HELLO, READY, WELCOME, identity, map_whole, opening, receive_all, segment, try_send,
 };
 use crate::support::patiently;
 use crate::words::Words;
@@ -114,7 +114,7 @@ fn open<'a>(
     let theirs = descriptors.pop().expect("a segment with it");
     // Mapped before the last seals, as a reader's own mapping is.
     let seen = Words::map(&theirs);
-    let memory = PeerMemory::map(theirs, 4096).expect("mapped");
+    let memory = map_whole(theirs);
     try_send(&socket, &opening(READY, identity()), &[]).ok()?;
     patiently(|| (board.get(Word::Opened) >= number).then_some(()));
     let frames = pass_frames(&socket)?;

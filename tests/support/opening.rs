@@ -49,9 +49,15 @@ pub(crate) fn identity() -> Identity {
     )
 }
 
+/// Bytes of a segment that goes with [`identity`].
+pub(crate) fn segment_bytes() -> usize {
+    let layout = Layout::new(64).expect("a depth");
+    layout.bytes(tightbeam_sys::memory::page_size())
+}
+
 /// A segment that goes with [`identity`]: keep the first while the second is in use.
 pub(crate) fn segment() -> (Formatted, OwnedFd) {
-    let memory = OwnMemory::create(1 << 16, &MemoryOptions::default()).expect("memory");
+    let memory = OwnMemory::create(segment_bytes(), &MemoryOptions::default()).expect("memory");
     let descriptor = memory.fd().try_clone_to_owned().expect("a descriptor");
     let layout = Layout::new(64).expect("a depth");
     (
@@ -159,11 +165,16 @@ pub(crate) fn receive_all(socket: &OwnedFd) -> Option<(Vec<u8>, Vec<OwnedFd>)> {
     }
 }
 
-/// Maps the segment that comes with the next message, which puts the last seals on it.
+/// Maps all of an honest peer's segment, whatever its depth, which puts the last seals on it.
+pub(crate) fn map_whole(segment: OwnedFd) -> PeerMemory {
+    let bytes = rustix::fs::fstat(&segment).expect("a memfd").st_size;
+    PeerMemory::map(segment, bytes as usize).expect("mapped")
+}
+
+/// Maps the segment that comes with the next message.
 pub(crate) fn map_next(socket: &OwnedFd) -> PeerMemory {
     let (_, mut descriptors) = receive_all(socket).expect("a message");
-    let segment = descriptors.pop().expect("a segment with it");
-    PeerMemory::map(segment, 4096).expect("mapped")
+    map_whole(descriptors.pop().expect("a segment with it"))
 }
 
 /// What a client does that has been welcomed.

@@ -96,7 +96,7 @@ pub struct PeerFrames {
 }
 
 impl PeerFrames {
-    /// Maps `bytes` of what a peer has passed: a memfd with all seals, of at least that size, of which every page is there. Populates it
+    /// Maps `bytes` of what a peer has passed: a memfd with all seals, of that size, of which every page is there. Populates it
     /// if that is wanted; else the kernel does where it is read, 16 pages at a time, which makes the first read of much of it 1.5 to 3x as
     /// long.
     pub fn map(
@@ -122,6 +122,12 @@ impl PeerFrames {
         };
         // Of a file that could have huge pages, but has small ones, the block size says more than there is.
         let mapped = bytes.checked_next_multiple_of(whole).ok_or(short)?;
+        // Whoever has the last of it frees all of it, also what lies behind its end.
+        let all = there(stat.st_size).max(there(stat.st_blocks).saturating_mul(512));
+        if all > mapped as u64 {
+            let most = mapped;
+            return Err(PeerMemoryError::Long { found: all, most });
+        }
         let (block, mapped) = match mapped as u64 <= found {
             true => (whole, mapped),
             false => (page_size(), bytes.next_multiple_of(page_size())),

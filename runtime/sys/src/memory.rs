@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   owner:  memfd_create -> ftruncate -> mmap -> populate -> mlock? -> seals SHRINK | GROW -> fd to the peer
-//!   peer:   fd -> seals? -> size? -> mmap -> seals FUTURE_WRITE | SEAL -> populate
+//!   peer:   fd -> seals? -> size? -> mmap -> seals FUTURE_WRITE | SEAL -> all pages there? -> populate
 //!   owner:  all four seals? -> fill holes -> the channel is open
 //! ```
 //!
@@ -25,7 +25,7 @@ use crate::Errno;
 use crate::apart::Apart;
 use crate::control::Passed;
 use crate::mapping::Mapping;
-use rustix::fs::{MemfdFlags, Mode, SealFlags};
+use rustix::fs::{MemfdFlags, Mode, SealFlags, SeekFrom};
 use rustix::mm::{Advice, ProtFlags};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
@@ -126,13 +126,21 @@ pub enum PeerMemoryError {
         /// Seals needed.
         needed: u32,
     },
-    /// Smaller than was said.
+    /// Smaller than was said, or with holes.
     #[error("the segment has {found} bytes, {needed} are needed")]
     Short {
-        /// Its size in bytes.
+        /// Its size in bytes, or what of it is there.
         found: u64,
         /// The size needed in bytes.
         needed: usize,
+    },
+    /// Larger than was said: whoever has the last of it would free all of that.
+    #[error("the segment has {found} bytes, there may be {most}")]
+    Long {
+        /// Its size in bytes, or what is there.
+        found: u64,
+        /// The most that there may be.
+        most: usize,
     },
     /// It cannot be mapped.
     #[error("cannot map the segment: {0}")]
@@ -292,8 +300,8 @@ pub struct PeerMemory {
 }
 
 impl PeerMemory {
-    /// Maps what a peer has passed, which must be a memfd of at least `bytes` whose size is sealed, and puts the last seals on
-    /// it. If they are there already it is mapped read-only.
+    /// Maps what a peer has passed, which must be a memfd of `bytes` in whole pages, all of them there, whose size is sealed; and
+    /// puts the last seals on it. If they are there already it is mapped read-only.
     pub fn map(fd: impl Into<Apart<Passed>>, bytes: usize) -> Result<PeerMemory, PeerMemoryError> {
         // What is no memfd is not closed here, nor what is refused.
         let fd = fd.into();
@@ -310,10 +318,14 @@ impl PeerMemory {
             });
         }
         let whole = usize::try_from(stat.st_blksize).unwrap_or(0).max(1);
+        let most = bytes.next_multiple_of(whole.max(page_size()));
+        if found > most as u64 {
+            return Err(PeerMemoryError::Long { found, most });
+        }
         // Of a file that could have huge pages, but has small ones, the block size says more than there is.
-        let (block, mapped) = match bytes.next_multiple_of(whole) {
-            blocks if blocks as u64 <= found => (whole, blocks),
-            _ => (page_size(), bytes.next_multiple_of(page_size())),
+        let (block, mapped) = match most as u64 == found {
+            true => (whole, most),
+            false => (page_size(), bytes.next_multiple_of(page_size())),
         };
         let prot = match read_only {
             true => ProtFlags::READ,
@@ -327,7 +339,8 @@ impl PeerMemory {
             let seals = rustix::fs::fcntl_get_seals(&*fd).map_err(PeerMemoryError::NotMemfd)?;
             check_seals(seals, ALL_SEALS)?;
         }
-        // Only now: a hole that was punched before the seals is filled here, or reported, and there can be no further one.
+        // Only now: there can be no further hole.
+        check_pages(fd.as_fd(), mapped, most)?;
         let populate = match read_only {
             true => Advice::LinuxPopulateRead,
             false => Advice::LinuxPopulateWrite,
@@ -345,6 +358,24 @@ impl PeerMemory {
     }
 }
 
+/// That all of what is mapped is there, and little more. Its owner has populated it; a hole would be filled at our expense.
+fn check_pages(fd: BorrowedFd<'_>, needed: usize, most: usize) -> Result<(), PeerMemoryError> {
+    let stat = rustix::fs::fstat(fd).map_err(PeerMemoryError::NotMemfd)?;
+    let there = u64::try_from(stat.st_blocks)
+        .unwrap_or(0)
+        .saturating_mul(512);
+    if there > most as u64 {
+        return Err(PeerMemoryError::Long { found: there, most });
+    }
+    // What was put behind the end of the file before its size was sealed is counted, too, and could make up for a hole. Huge pages
+    // cannot be asked where that is.
+    let hole = rustix::fs::seek(fd, SeekFrom::Hole(0)).unwrap_or(there);
+    match there.min(hole) {
+        found if found < needed as u64 => Err(PeerMemoryError::Short { found, needed }),
+        _ => Ok(()),
+    }
+}
+
 pub(crate) fn check_seals(found: SealFlags, needed: SealFlags) -> Result<(), PeerMemoryError> {
     match found.contains(needed) {
         true => Ok(()),
@@ -358,7 +389,7 @@ pub(crate) fn check_seals(found: SealFlags, needed: SealFlags) -> Result<(), Pee
 // SAFETY:
 // 1. the mapping's address never changes, and mmap aligns it to a page;
 // 2. `bytes` are mapped readable;
-// 3. its size was checked after its seals, which forbid shrinking and holes, and then all pages were populated;
+// 3. its size and pages were checked after its seals, which forbid shrinking and holes, and then all of it was populated;
 // 4. the address is given to nobody else in this crate.
 unsafe impl Backing for PeerMemory {
     fn base(&self) -> NonNull<u8> {
@@ -474,7 +505,8 @@ mod tests {
         words.word(1).store(7, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(tries(memory.fd())[2], Ok(()));
         assert_eq!(words.word(1).load(std::sync::atomic::Ordering::Relaxed), 0);
-        assert!(PeerMemory::map(duplicate(&memory), 4096).is_ok());
+        // A reader that has brought that about does not map it by the rules, but seals it.
+        rustix::fs::fcntl_add_seals(memory.fd(), LAST_SEALS).unwrap();
         let hole = rustix::fs::FallocateFlags::PUNCH_HOLE | rustix::fs::FallocateFlags::KEEP_SIZE;
         assert_eq!(
             rustix::fs::fallocate(memory.fd(), hole, 4096, 4096),
@@ -483,6 +515,37 @@ mod tests {
         assert_eq!(is_settled(memory.fd()), Ok(true));
         let pages = rustix::fs::fstat(memory.fd()).unwrap().st_blocks * 512;
         assert_eq!(pages, 8192, "both are there");
+    }
+
+    /// A memfd with the first seals of which so much is there, and so much more behind its end.
+    fn partly(size: u64, there: usize, behind: u64) -> OwnedFd {
+        let fd = sealable("partly", MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&fd, size).unwrap();
+        rustix::io::pwrite(&fd, &vec![1; there], 0).unwrap();
+        if behind > 0 {
+            let keep = rustix::fs::FallocateFlags::KEEP_SIZE;
+            rustix::fs::fallocate(&fd, keep, size, behind).unwrap();
+        }
+        rustix::fs::fcntl_add_seals(&fd, SIZE_SEALS).unwrap();
+        fd
+    }
+
+    #[test]
+    fn pages_that_are_not_there_or_too_many_are_refused() {
+        let map = |size, there, behind| PeerMemory::map(partly(size, there, behind), 8192).err();
+        assert_eq!(map(8192, 8192, 0), None);
+        let short = |found| {
+            let needed = 8192;
+            Some(PeerMemoryError::Short { found, needed })
+        };
+        assert_eq!(map(8192, 0, 0), short(0));
+        assert_eq!(map(8192, 4096, 0), short(4096));
+        // As many as there must be, but elsewhere.
+        assert_eq!(map(8192, 4096, 4096), short(4096));
+        let long = |found| Some(PeerMemoryError::Long { found, most: 8192 });
+        assert_eq!(map(12_288, 12_288, 0), long(12_288));
+        assert_eq!(map(12_288, 0, 0), long(12_288));
+        assert_eq!(map(8192, 8192, 1 << 20), long(8192 + (1 << 20)));
     }
 
     #[test]

@@ -15,7 +15,8 @@ use std::sync::Once;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::opening::{
-    HELLO, READY, REFUSAL, WELCOME, identity, opening, sealed, segment, try_send, unsealed,
+    HELLO, READY, REFUSAL, WELCOME, identity, map_whole, opening, sealed, segment, try_send,
+    unsealed,
 };
 use support::{PATIENCE, Scratch, patiently};
 use tightbeam::{Endpoint, Event, Handlers, MAX_INLINE, Wait};
@@ -214,7 +215,8 @@ impl Client {
             assert_eq!(received.descriptors.len(), usize::from(kind == WELCOME));
         }
         if let Some(segment) = received.descriptors.pop() {
-            self.theirs = Some(PeerMemory::map(segment, 4096).expect("a good segment"));
+            let segment = segment.duplicate().expect("a descriptor");
+            self.theirs = Some(map_whole(segment));
             self.say(&opening(READY, identity()), &[]);
         }
     }

@@ -31,7 +31,7 @@ fn watch(thread: &mut Thread, label: u64, door: &Door) -> OwnedFd {
     let pidfd = control::peer_pidfd(ours.as_fd()).unwrap();
     thread.obey(Command::Watch(Watch {
         label,
-        socket: Arc::new(ours),
+        socket: Arc::new(ours.into()),
         end_only: false,
         pidfd: Arc::new(pidfd),
         door: door.clone(),
