@@ -8,11 +8,11 @@
 //! dropped piles up, and [`is_stuck`] says so.
 
 use crate::Errno;
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -66,11 +66,11 @@ pub fn start() -> Result<(), Errno> {
     if Dropper::running().is_some() {
         return Ok(());
     }
-    let (give, take) = unbounded();
+    let (give, take) = channel();
     let dropper: &'static Dropper = Box::leak(Box::new(Dropper {
         process: std::process::id(),
         give,
-        take,
+        take: Mutex::new(take),
         threads: Mutex::new(Threads {
             all: 0,
             idle: 0,
@@ -97,7 +97,8 @@ struct Dropper {
     /// A fork of this process has no such threads.
     process: u32,
     give: Sender<Thing>,
-    take: Receiver<Thing>,
+    /// Held by the thread that waits for what comes next; those behind it wait for this.
+    take: Mutex<Receiver<Thing>>,
     /// For these threads only, and for who asks about them: not for who drops something.
     threads: Mutex<Threads>,
 }
@@ -127,8 +128,13 @@ impl Dropper {
     }
 
     fn give(&self, thing: Thing) {
-        // Never fails: this value has a receiver itself.
+        // Never fails: this value has the receiver.
         let _ = self.give.send(thing);
+    }
+
+    fn next(&self) -> Option<Thing> {
+        let take = self.take.lock().unwrap_or_else(PoisonError::into_inner);
+        take.recv().ok()
     }
 
     fn start_thread(&'static self) -> Result<(), Errno> {
@@ -143,7 +149,7 @@ impl Dropper {
     }
 
     fn work(&'static self) {
-        while let Ok(thing) = self.take.recv() {
+        while let Some(thing) = self.next() {
             let none_waits = {
                 let mut threads = self.threads();
                 threads.idle -= 1;

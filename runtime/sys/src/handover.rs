@@ -242,12 +242,12 @@ mod tests {
     fn a_program_is_started_without_any_capability_and_with_the_descriptors() {
         let (mut reader, writer) = std::io::pipe().unwrap();
         let (_, other) = std::io::pipe().unwrap();
-        // A number that the shell has no use for.
+        // A number that the shell has no use for. (It takes no number of more than one digit behind `>&`.)
         let other = rustix::io::fcntl_dupfd_cloexec(&other, 100).unwrap();
         let number = writer.as_raw_fd();
         let mut command = Command::new("sh");
         let script = format!(
-            "cat /proc/self/status >&{number}; echo other: $(test -e /proc/self/fd/{} && echo open) >&{number}",
+            "cat /proc/self/status >/dev/fd/{number}; echo other: $(test -e /proc/self/fd/{} && echo open) >/dev/fd/{number}",
             other.as_raw_fd()
         );
         command.args(["-c", &script]);

@@ -1,5 +1,7 @@
 //! Why there is no frame, or why it is not lent.
 
+use crate::TrySendError;
+
 /// Why there is no frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -92,4 +94,10 @@ pub enum FrameError {
         /// The error number.
         errno: i32,
     },
+}
+
+impl From<FrameError> for TrySendError {
+    fn from(error: FrameError) -> Self {
+        TrySendError::Frame(error)
+    }
 }

@@ -595,9 +595,3 @@ impl Port {
 
 /// Of a return word without its tag: the generation is the highest part.
 const _: () = assert!(GENERATIONS << 32 >> 32 == GENERATIONS);
-
-impl From<FrameError> for TrySendError {
-    fn from(error: FrameError) -> Self {
-        TrySendError::Frame(error)
-    }
-}
