@@ -263,10 +263,11 @@ impl<S, D> Endpoint<S, D> {
         let Some(found) = self.channel(channel) else {
             return Err(CallError::NotSent(SendError::NoChannel));
         };
-        let called = found.call_frames(handler, frames.list(), spins);
+        let mut frames = Some(frames);
+        let called = found.call_frames(handler, &mut frames, spins);
         if !matches!(called, Called::Answered) {
             self.finish_call(channel, called, handler, within, &mut |channel| {
-                channel.call_frames(handler, frames.list(), spins)
+                channel.call_frames(handler, &mut frames, spins)
             })?;
         }
         self.reply_of(channel)
@@ -296,9 +297,10 @@ impl<S, D> Endpoint<S, D> {
             return Err(CallError::NotSent(SendError::NoChannel));
         };
         found.in_place = true;
-        let called = found.call_frames(handler, frames.list(), 0);
+        let mut frames = Some(frames);
+        let called = found.call_frames(handler, &mut frames, 0);
         let ended = self.finish_call(channel, called, handler, within, &mut |channel| {
-            channel.call_frames(handler, frames.list(), 0)
+            channel.call_frames(handler, &mut frames, 0)
         });
         let received = self.channel(channel).and_then(|found| {
             found.in_place = false;
@@ -347,14 +349,23 @@ impl<S, D> Endpoint<S, D> {
 }
 
 impl Channel {
-    fn call_frames(&mut self, handler: u16, frames: &[Frame], spins: u32) -> Called {
+    /// Takes the frames once they are lent.
+    fn call_frames<F: Frames>(
+        &mut self,
+        handler: u16,
+        frames: &mut Option<F>,
+        spins: u32,
+    ) -> Called {
         let call = self.port.next_call();
-        if let Err(error) = self.port.try_lend(Outgoing::call(handler), frames) {
+        let list = frames.as_ref().map_or(&[][..], |frames| frames.list());
+        let len = list.iter().map(|frame| frame.len()).sum();
+        if let Err(error) = self.port.try_lend(Outgoing::call(handler), list) {
             return Called::NotSent(error);
         }
         wake_if_asleep(self);
-        // While the call is on its way: the line with the returns takes as long to come as one with a message.
-        let len = frames.iter().map(|frame| frame.len()).sum();
+        // While the call is on its way: to let go of them, and to fetch the line with the returns, which takes as long to come as one with a
+        // message.
+        frames.take();
         self.port.prepare_next(len);
         self.await_briefly(call, spins)
     }
