@@ -109,12 +109,18 @@ impl PeerFrames {
         // Seals first: once they are there, size and pages cannot change any more.
         let seals = rustix::fs::fcntl_get_seals(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         check_seals(seals, ALL_SEALS)?;
+        // Nobody passes huge pages for frames. Of those it cannot be asked where holes are, and who reads one gets SIGBUS if none is left.
+        let system = rustix::fs::fstatfs(&*fd).map_err(PeerMemoryError::NotMemfd)?;
+        if system.f_type == libc::HUGETLBFS_MAGIC {
+            return Err(PeerMemoryError::NotMemfd(Errno::OPNOTSUPP));
+        }
         let stat = rustix::fs::fstat(&*fd).map_err(PeerMemoryError::NotMemfd)?;
         let whole = usize::try_from(stat.st_blksize)
             .unwrap_or(0)
             .max(page_size());
         let there = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
-        // A hole would be filled at our expense, and kill whoever reads it when there is nothing left to fill it with.
+        // A hole is filled, with zeros and at our expense, where it is read. What lies behind the end may make up for one here; then that is
+        // what happens.
         let found = there(stat.st_size).min(there(stat.st_blocks).saturating_mul(512));
         let short = PeerMemoryError::Short {
             found,
@@ -258,6 +264,15 @@ mod tests {
                 Some(PeerMemoryError::Seals { .. })
             ));
         }
+        let huge = rustix::fs::memfd_create(
+            "huge",
+            MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB,
+        )
+        .unwrap();
+        rustix::fs::ftruncate(&huge, 2 << 20).unwrap();
+        rustix::fs::fcntl_add_seals(&huge, ALL_SEALS).unwrap();
+        let unsupported = Some(PeerMemoryError::NotMemfd(Errno::OPNOTSUPP));
+        assert_eq!(refused(huge, 8192), unsupported);
         let (reader, _writer) = std::io::pipe().unwrap();
         assert!(matches!(
             refused(reader.into(), 64),

@@ -251,7 +251,7 @@ impl Received {
         let at = base.wrapping_add(self.first.offset);
         // SAFETY:
         // bounds: offset + len lie inside the memory's lines, which `Held::new` has looked at. alignment: u8 needs none.
-        // initialised: the memory is mapped and populated. aliasing: who made the Trust has promised that the sender does not write
+        // initialised: the memory is mapped, and all of its file is there. aliasing: who made the Trust has promised that the sender does not write
         // while this value lives. lifetime: `memory` keeps the mapping, and the slice borrows self.
         Some(unsafe { core::slice::from_raw_parts(at, self.first.len) })
     }
