@@ -11,6 +11,24 @@ use zerocopy::FromBytes;
 /// Messages handled before the deadline is looked at again.
 const BUDGET: usize = 64;
 
+/// Somebody who waits for an answer. Dropped only if a handler unwinds meanwhile: then he does not take it any more, and what follows it in the
+/// ring would wait for him.
+struct Calling<'a, S, D> {
+    endpoint: &'a mut Endpoint<S, D>,
+    id: ChannelId,
+}
+
+impl<S, D> Drop for Calling<'_, S, D> {
+    fn drop(&mut self) {
+        if let Some(channel) = self.endpoint.channel(self.id) {
+            let call = channel.awaited.take();
+            call.inspect(|call| channel.beside.give_up(*call));
+            channel.answer = None;
+            channel.reply_frames = None;
+        }
+    }
+}
+
 impl<S, D> Endpoint<S, D> {
     /// Calls the peer's handler with this index over the endpoint's first channel and returns its reply; waits until the
     /// endpoint's deadline at most. See [`call_to`](Self::call_to).
@@ -104,7 +122,10 @@ impl<S, D> Endpoint<S, D> {
         if let Called::Answered = called {
             return Ok(());
         }
-        let answer = self.await_reply(id, &mut waiting)?;
+        let calling = Calling { endpoint: self, id };
+        let answer = calling.endpoint.await_reply(id, &mut waiting);
+        std::mem::forget(calling);
+        let answer = answer?;
         self.waited(&waiting);
         match answer {
             Answer::Reply => Ok(()),

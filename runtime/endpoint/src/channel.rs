@@ -115,6 +115,8 @@ pub(crate) struct Channel {
     pub(crate) unsettled: bool,
     /// Looks until it counts as idle; 0 if it does.
     pub(crate) looks: u16,
+    /// As how many messages more those count that were handled in the last turn.
+    pub(crate) extra: usize,
     /// What becomes of messages for which there is no room.
     pub(crate) flow: Flow,
     /// Among those over devices over which something has come.
@@ -171,6 +173,7 @@ impl Channel {
             reply_frames: None,
             unsettled: false,
             looks: PATIENCE,
+            extra: 0,
             flow: Flow::default(),
             arrived: false,
             seat: None,
@@ -301,6 +304,7 @@ impl Channel {
             self.port.consume();
             handled += 1;
         }
+        self.extra = more;
         if handled > 0 || settled || self.port.gave_back() {
             self.port.finish_drain();
             // It may sleep until there is room, or until there is what handlers have sent.

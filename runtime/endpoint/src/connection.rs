@@ -12,9 +12,11 @@ use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tightbeam_segment::{
-    Arrived, Courier, FrameError, FrameMemory, Granted, MAX_GRANTED, MAX_SEGMENTS, PeerFault,
+    Arrived, Courier, FrameError, FrameMemory, Granted, MAX_GRANTED, MAX_PIECE, MAX_SEGMENTS,
+    PeerFault,
 };
 use tightbeam_sys::Errno;
 use tightbeam_sys::apart::Apart;
@@ -45,12 +47,18 @@ struct Grant {
 const BYTES: usize = size_of::<Grant>();
 
 /// Wakes the other side when it is dropped.
-struct WakeCall(Arc<Apart<OwnedFd>>);
+struct WakeCall {
+    socket: Arc<Apart<OwnedFd>>,
+    /// It has not been dropped yet.
+    pending: Arc<AtomicBool>,
+}
 
 impl Drop for WakeCall {
     fn drop(&mut self) {
+        // AcqRel: pairs with that of `wake`, who finds it set; what was sent before that is there for who is woken now.
+        self.pending.swap(false, Ordering::AcqRel);
         // A connection that is full has woken it already; one that is over has nobody to wake.
-        let _ = control::send(self.0.as_fd(), &WAKE, None);
+        let _ = control::send(self.socket.as_fd(), &WAKE, None);
     }
 }
 
@@ -58,6 +66,10 @@ impl Drop for WakeCall {
 /// milliseconds. After so many in a row that take so long another thread makes them.
 const SLOW: Duration = Duration::from_micros(200);
 const SLOW_WAKES: u32 = 2;
+/// And after so many of those it is tried here again: who was merely interrupted twice is not to be woken late for ever.
+const APART: u32 = 1024;
+/// That thread does not come to it: it is stuck with something else.
+const NEVER: Duration = Duration::from_millis(20);
 
 /// The connection of an open channel, as the endpoint's thread uses it.
 pub(crate) struct Connection {
@@ -72,8 +84,11 @@ pub(crate) struct Connection {
     sleeps: Cell<bool>,
     /// A wake-up was taken by who looked for something else.
     woken: Cell<bool>,
-    /// Wake-ups in a row that took long.
+    /// Wake-ups in a row that took long, and those that another thread has made since.
     slow_wakes: Cell<u32>,
+    /// That thread has one to make, and when it was given.
+    pending: Arc<AtomicBool>,
+    given: Cell<Instant>,
     /// See [`Endpoint::all_armed`](crate::Endpoint).
     all_armed: Rc<Cell<bool>>,
 }
@@ -88,21 +103,37 @@ impl Connection {
             sleeps: Cell::new(false),
             woken: Cell::new(false),
             slow_wakes: Cell::new(0),
+            pending: Arc::default(),
+            given: Cell::new(Instant::now()),
             all_armed,
         }
     }
 
     /// Wakes who sleeps on the other side.
     pub(crate) fn wake(&self) {
-        let call = WakeCall(Arc::clone(&self.socket));
-        if self.slow_wakes.get() >= SLOW_WAKES {
-            return drop(Apart::from(call));
+        let (slow, now) = (self.slow_wakes.get(), Instant::now());
+        if (SLOW_WAKES..SLOW_WAKES + APART).contains(&slow) {
+            // One at a time: who is about to be woken will see all that was sent until then. AcqRel: pairs with that of `WakeCall`.
+            if !self.pending.swap(true, Ordering::AcqRel) {
+                self.slow_wakes.set(slow + 1);
+                self.given.set(now);
+                return drop(Apart::from(self.wake_call()));
+            }
+            if now.duration_since(self.given.get()) < NEVER {
+                return;
+            }
         }
-        let before = Instant::now();
-        drop(call);
-        match before.elapsed() > SLOW {
-            true => self.slow_wakes.set(self.slow_wakes.get() + 1),
+        drop(self.wake_call());
+        match now.elapsed() > SLOW {
+            true => self.slow_wakes.set(slow.min(SLOW_WAKES - 1) + 1),
             false => self.slow_wakes.set(0),
+        }
+    }
+
+    fn wake_call(&self) -> WakeCall {
+        WakeCall {
+            socket: Arc::clone(&self.socket),
+            pending: Arc::clone(&self.pending),
         }
     }
 
@@ -155,7 +186,7 @@ impl Connection {
         let [stride, bytes] = sizes;
         let together = self.bytes.get().saturating_add(bytes);
         // Here, because who waits on descriptors maps what comes long before a message names it.
-        if expected >= MAX_SEGMENTS as u64 || together > MAX_GRANTED {
+        if expected >= MAX_SEGMENTS as u64 || together > MAX_GRANTED || bytes > MAX_PIECE {
             return Err(PeerFault::Control);
         }
         self.bytes.set(together);

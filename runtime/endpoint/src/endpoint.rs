@@ -147,6 +147,7 @@ impl<S, D> Endpoint<S, D> {
     /// yet are lost, and so is what waits in a [queue](crate::Policy::DropOldest) and finds no room now. `false` if there is no such channel.
     pub fn close(&mut self, channel: ChannelId) -> bool {
         let closed = self.leave(channel).is_some();
+        self.visit_graves();
         self.drop_unused_lines();
         closed
     }

@@ -73,12 +73,12 @@ impl<S, D> Endpoint<S, D> {
         let active = self.rounds.active.len();
         let share = (budget / active.max(1)).clamp(LEAST, QUANTUM).min(budget);
         // The others first: who is active may use up the budget each time.
-        let mut handled = 0;
+        let (mut handled, mut extra) = (0, 0);
         for _ in 0..OTHERS {
             handled += self.look_at_another(share);
         }
         for _ in 0..active {
-            if handled >= budget {
+            if handled + extra >= budget {
                 break;
             }
             if self.rounds.turn >= self.rounds.active.len() {
@@ -87,7 +87,10 @@ impl<S, D> Endpoint<S, D> {
             let slot = self.rounds.active[self.rounds.turn];
             handled += self.look_at(slot, share);
             match &self.channels[slot] {
-                Some(channel) if channel.looks > 0 => self.rounds.turn += 1,
+                Some(channel) if channel.looks > 0 => {
+                    extra += channel.extra;
+                    self.rounds.turn += 1;
+                }
                 _ => drop(self.rounds.active.swap_remove(self.rounds.turn)),
             }
         }

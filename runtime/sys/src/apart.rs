@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 const MOST: usize = 16;
 /// Threads that wait for something to drop: more of them end.
 const IDLE: usize = 2;
-/// If no drop ends for so long none is expected to.
+/// If none has waited for so long none is expected to.
 const PATIENCE: Duration = Duration::from_millis(20);
 
 /// A value that is dropped by another thread.
@@ -61,6 +61,24 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
+/// Has one of those threads do something, if there are any.
+pub(crate) fn run(task: impl FnOnce() + Send + 'static) {
+    /// Does it when it is dropped.
+    struct Task<F: FnOnce()>(Option<F>);
+
+    impl<F: FnOnce()> Drop for Task<F> {
+        fn drop(&mut self) {
+            if let Some(task) = self.0.take() {
+                task();
+            }
+        }
+    }
+
+    if let Some(dropper) = Dropper::running() {
+        dropper.give(Box::new(Task(Some(task))));
+    }
+}
+
 /// Starts the thread. Before this, and in a fork, what should be dropped apart is dropped where it is. Doing it twice does it once.
 pub fn start() -> Result<(), Errno> {
     if Dropper::running().is_some() {
@@ -74,7 +92,7 @@ pub fn start() -> Result<(), Errno> {
         threads: Mutex::new(Threads {
             all: 0,
             idle: 0,
-            last: Instant::now(),
+            none_idle: None,
         }),
     }));
     dropper.start_thread()?;
@@ -83,11 +101,12 @@ pub fn start() -> Result<(), Errno> {
     Ok(())
 }
 
-/// Whether as many drops do not end as there may be: what is dropped from now on is not closed and not unmapped until one of them does.
+/// Whether as many drops do not end as there may be, or as there are threads: what is dropped from now on is not closed and not unmapped until
+/// one of them does.
 pub fn is_stuck() -> bool {
     Dropper::running().is_some_and(|dropper| {
-        let threads = dropper.threads();
-        threads.all >= MOST && threads.idle == 0 && threads.last.elapsed() > PATIENCE
+        let none_idle = dropper.threads().none_idle;
+        none_idle.is_some_and(|since| since.elapsed() > PATIENCE)
     })
 }
 
@@ -107,8 +126,8 @@ struct Threads {
     all: usize,
     /// Those that wait for something to drop.
     idle: usize,
-    /// When a drop ended last.
-    last: Instant,
+    /// Since when none does.
+    none_idle: Option<Instant>,
 }
 
 static CURRENT: AtomicPtr<Dropper> = AtomicPtr::new(ptr::null_mut());
@@ -116,9 +135,9 @@ static CURRENT: AtomicPtr<Dropper> = AtomicPtr::new(ptr::null_mut());
 impl Dropper {
     /// That of this process, if there is one.
     fn running() -> Option<&'static Dropper> {
-        // Acquire: pairs with the Release in `get`; what it consists of was written before.
+        // Acquire: pairs with the Release in `start`; what it consists of was written before.
         let current = CURRENT.load(Ordering::Acquire);
-        // SAFETY: lifetime: null, or leaked by `get`. aliasing: from then on only shared.
+        // SAFETY: lifetime: null, or leaked by `start`. aliasing: from then on only shared.
         let current = unsafe { current.as_ref() };
         current.filter(|dropper| dropper.process == std::process::id())
     }
@@ -145,6 +164,7 @@ impl Dropper {
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
         threads.all += 1;
         threads.idle += 1;
+        threads.none_idle = None;
         Ok(())
     }
 
@@ -153,6 +173,9 @@ impl Dropper {
             let none_waits = {
                 let mut threads = self.threads();
                 threads.idle -= 1;
+                if threads.idle == 0 {
+                    threads.none_idle = Some(Instant::now());
+                }
                 threads.idle == 0 && threads.all < MOST
             };
             if none_waits {
@@ -161,7 +184,7 @@ impl Dropper {
             }
             drop(thing);
             let mut threads = self.threads();
-            threads.last = Instant::now();
+            threads.none_idle = None;
             if threads.idle >= IDLE {
                 threads.all -= 1;
                 return;

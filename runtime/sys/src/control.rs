@@ -113,7 +113,7 @@ pub struct Received {
     pub truncated: bool,
     /// More than [`MAX_DESCRIPTORS`] came.
     pub too_many: bool,
-    /// This process may have no more descriptors: the kernel has closed what came.
+    /// This process may have no more descriptors, and the message was not taken: whoever is told this drops the connection.
     pub no_room: bool,
 }
 
@@ -139,19 +139,34 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
     }
 }
 
+/// Looks before it takes: the descriptors that it has then are further ones of what lies in the message, so that none of those that the
+/// kernel closes here, because this process may have no more, or when the message goes, is the last.
 fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
+    let looked = receive_with(socket, buffer, RecvFlags::PEEK)?;
+    if looked.bytes == 0 && looked.descriptors.is_empty() && !looked.no_room {
+        // The end, or a message without bytes; what comes only now must not be taken unseen.
+        return receive_with(socket, buffer, RecvFlags::empty());
+    }
+    if !looked.no_room {
+        rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?;
+    }
+    Ok(looked)
+}
+
+fn receive_with(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    flags: RecvFlags,
+) -> Result<Received, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(SENT_AT_MOST))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let flags = RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
+    let flags = flags | RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT;
     let message =
         rustix::net::recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut control, flags)?;
     let mut received = Received {
         bytes: message.bytes.min(buffer.len()),
-        empty: false,
         truncated: message.flags.contains(ReturnFlags::TRUNC),
-        too_many: false,
-        no_room: false,
-        descriptors: Vec::new(),
+        ..Received::default()
     };
     for ancillary in control.drain() {
         if let RecvAncillaryMessage::ScmRights(descriptors) = ancillary {

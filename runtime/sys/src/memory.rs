@@ -359,16 +359,18 @@ impl PeerMemory {
 }
 
 /// That all of what is mapped is there, and little more. Its owner has populated it; a hole would be filled at our expense.
-fn check_pages(fd: BorrowedFd<'_>, needed: usize, most: usize) -> Result<(), PeerMemoryError> {
+pub(crate) fn check_pages(
+    fd: BorrowedFd<'_>,
+    needed: usize,
+    most: usize,
+) -> Result<(), PeerMemoryError> {
     let stat = rustix::fs::fstat(fd).map_err(PeerMemoryError::NotMemfd)?;
-    let there = u64::try_from(stat.st_blocks)
-        .unwrap_or(0)
-        .saturating_mul(512);
+    let blocks = u64::try_from(stat.st_blocks).unwrap_or(0);
+    let there = blocks.saturating_mul(512);
     if there > most as u64 {
         return Err(PeerMemoryError::Long { found: there, most });
     }
-    // What was put behind the end of the file before its size was sealed is counted, too, and could make up for a hole. Huge pages
-    // cannot be asked where that is.
+    // What was put behind the end before the size was sealed is counted, too, and could make up for a hole. Huge pages cannot be asked.
     let hole = rustix::fs::seek(fd, SeekFrom::Hole(0)).unwrap_or(there);
     match there.min(hole) {
         found if found < needed as u64 => Err(PeerMemoryError::Short { found, needed }),

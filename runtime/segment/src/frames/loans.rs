@@ -5,10 +5,10 @@ use crate::frames::limits::{cost_of, is_a_message, shared_bytes};
 use crate::frames::pool::Name;
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
-    Arrived, Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part,
-    Pool, PoolAudit, Received, Returns,
+    Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
+    PoolAudit, Received, Returns,
 };
-use crate::layout::{MAX_GRANTED, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS, SLOT_BYTES};
+use crate::layout::{MAX_GRANTED, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS};
 use crate::lines::{OwnLines, PeerLine};
 use crate::port::Port;
 use crate::{Counter, PeerFault, TrySendError};
@@ -25,8 +25,6 @@ const PATIENT: usize = 8;
 const FETCHED: usize = 16 << 10;
 const FETCHED_COPIED: usize = 256 << 10;
 
-/// What is taken at a look of what has come beside the ring: to map a piece of memory takes some 6 us.
-const TAKEN_AT_ONCE: usize = 8;
 /// Looks until memory that a message names is taken to be not there: as many as all that a connection holds takes, and then some. Without a
 /// bound somebody who still has a dead peer's connection could keep its end from being told.
 const MOST_LOOKS: u32 = 256;
@@ -46,7 +44,7 @@ struct Lent {
 /// What a port can do with frames.
 pub(super) struct Equipment {
     pub(super) pool: Rc<Pool>,
-    courier: Box<dyn Courier>,
+    pub(super) courier: Box<dyn Courier>,
     /// Bytes of the longest message.
     most: usize,
 }
@@ -66,9 +64,9 @@ pub(crate) struct Loans {
     /// Words of the peer's free ring that were read.
     collected: Cell<u64>,
     /// Memory that we have from the peer, by its numbers.
-    shelf: RefCell<Vec<Rc<Granted>>>,
+    pub(super) shelf: RefCell<Vec<Rc<Granted>>>,
     /// Bytes of it.
-    taken: Cell<usize>,
+    pub(super) taken: Cell<usize>,
     /// The parts of the message that is being handled, and which message that is.
     parts: RefCell<Vec<Held>>,
     parts_of: Cell<Option<u64>>,
@@ -450,29 +448,6 @@ impl Port {
     pub fn audit_frames(&self) -> PoolAudit {
         let equipment = self.frames.equipment.as_ref();
         equipment.map_or_else(PoolAudit::default, |has| has.pool.audit())
-    }
-
-    /// Takes memory that the peer has passed, a bounded number of pieces; `false` if all that has come was taken.
-    pub fn take_grants(&self) -> Result<bool, PeerFault> {
-        let Some(equipment) = &self.frames.equipment else {
-            return Ok(false);
-        };
-        let mut shelf = self.frames.shelf.borrow_mut();
-        for _ in 0..TAKEN_AT_ONCE {
-            let granted = match equipment.courier.granted()? {
-                Arrived::Memory(granted) => granted,
-                Arrived::Other => continue,
-                Arrived::Nothing => return Ok(false),
-            };
-            let more = granted.memory.lines() * SLOT_BYTES;
-            let taken = self.frames.taken.get() + more;
-            if shelf.len() >= MAX_SEGMENTS || taken > MAX_GRANTED {
-                return Err(PeerFault::Control);
-            }
-            self.frames.taken.set(taken);
-            shelf.push(Rc::new(granted));
-        }
-        Ok(true)
     }
 
     /// Looks up the parts of the message whose header was just found; nothing of them is believed before this. `false` if it is not

@@ -19,6 +19,7 @@
 
 mod classes;
 mod error;
+mod grants;
 mod limits;
 mod loans;
 mod pool;
