@@ -295,6 +295,15 @@ mod tests {
                 Some(PeerMemoryError::Seals { .. })
             ));
         }
+        // As many pages as there should be, behind its end.
+        let elsewhere = sealable("elsewhere", MemfdFlags::empty()).unwrap();
+        rustix::fs::ftruncate(&elsewhere, 8192).unwrap();
+        rustix::fs::fallocate(&elsewhere, FallocateFlags::KEEP_SIZE, 8192, 8192).unwrap();
+        rustix::fs::fcntl_add_seals(&elsewhere, ALL_SEALS).unwrap();
+        assert!(matches!(
+            refused(elsewhere, 8192),
+            Some(PeerMemoryError::Short { found: 0, .. })
+        ));
         let huge = rustix::fs::memfd_create(
             "huge",
             MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB,
