@@ -11,15 +11,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tightbeam_segment::{
-    Arrived, Courier, FrameError, FrameMemory, Granted, MAX_GRANTED, MAX_PIECE, MAX_SEGMENTS,
-    PeerFault,
+    Arrived, Courier, FrameError, FrameMemory, Granted, MAX_GRANTED, MAX_SEGMENTS, PeerFault,
 };
 use tightbeam_sys::Errno;
-use tightbeam_sys::apart::Apart;
+use tightbeam_sys::apart::{self, Apart};
 use tightbeam_sys::control::{self, Received};
 use tightbeam_sys::frames::{OwnFrames, PeerFrames};
 use tightbeam_sys::memory::PeerMemoryError;
@@ -30,9 +29,15 @@ const WAKE: [u8; 1] = [1];
 /// "tb-mem" and two bytes that no text has.
 const MAGIC: u64 = u64::from_le_bytes(*b"tb-mem\x9d\xff");
 
-/// Bytes of what a peer passes that are populated: as much as four slabs of small frames have. It is mapped in a poll, and how much it is
-/// is the peer's choice: to populate a gigabyte, which may be the same 16 MiB 64 times, took 56 ms.
-const POPULATED: usize = 1 << 20;
+/// Bytes of a piece of memory that are mapped in a poll at most, which takes 10 to 40 us. How much a peer passes is its own choice: to look
+/// whether all of a gigabyte is there, and to populate it, takes 90 ms, and it may be the same 16 MiB 64 times. Another thread does that.
+const SMALL: usize = 256 << 10;
+
+/// Memory that has come, once it is mapped; and bytes from one frame to the next.
+struct Piece {
+    ready: Arc<OnceLock<Result<PeerFrames, PeerMemoryError>>>,
+    stride: usize,
+}
 
 /// What is said of memory that is passed.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout, Clone, Copy)]
@@ -75,7 +80,7 @@ const NEVER: Duration = Duration::from_millis(20);
 pub(crate) struct Connection {
     socket: Arc<Apart<OwnedFd>>,
     /// Memory that has come and was not taken yet.
-    granted: RefCell<VecDeque<Granted>>,
+    granted: RefCell<VecDeque<Piece>>,
     /// How many pieces have come.
     count: Cell<u64>,
     /// How many bytes of them.
@@ -172,7 +177,7 @@ impl Connection {
         Ok(true)
     }
 
-    fn map(&self, grant: Grant, received: Received) -> Result<Granted, PeerFault> {
+    fn map(&self, grant: Grant, received: Received) -> Result<Piece, PeerFault> {
         let [number, stride, bytes] = [grant.number, grant.stride, grant.bytes];
         let expected = self.count.get();
         let sizes = [stride, bytes].map(|size| usize::try_from(size).unwrap_or(0));
@@ -186,18 +191,39 @@ impl Connection {
         let [stride, bytes] = sizes;
         let together = self.bytes.get().saturating_add(bytes);
         // Here, because who waits on descriptors maps what comes long before a message names it.
-        if expected >= MAX_SEGMENTS as u64 || together > MAX_GRANTED || bytes > MAX_PIECE {
+        if expected >= MAX_SEGMENTS as u64 || together > MAX_GRANTED {
             return Err(PeerFault::Control);
         }
         self.bytes.set(together);
-        let populate = together <= POPULATED;
-        let memory = PeerFrames::map(memory, bytes, populate);
-        let memory = memory.map_err(|error| match error {
-            PeerMemoryError::Map(Errno::NOMEM) => PeerFault::Exhausted,
-            _ => PeerFault::Control,
-        })?;
-        let memory = Box::new(memory);
-        Ok(Granted { memory, stride })
+        let ready = Arc::new(OnceLock::new());
+        let made = Arc::clone(&ready);
+        let map = move || made.set(PeerFrames::map(memory, bytes)).unwrap_or(());
+        match bytes <= SMALL || apart::is_stuck() {
+            true => map(),
+            false => apart::run(map),
+        }
+        Ok(Piece { ready, stride })
+    }
+
+    /// The piece that has come first of what was not taken yet, if any.
+    fn first_granted(&self) -> Result<Option<Arrived>, PeerFault> {
+        let mut granted = self.granted.borrow_mut();
+        let Some(Piece { ready, stride }) = granted.pop_front() else {
+            return Ok(None);
+        };
+        match Arc::try_unwrap(ready).map(OnceLock::into_inner) {
+            Ok(Some(Ok(memory))) => Ok(Some(Arrived::Memory(Granted {
+                memory: Box::new(memory),
+                stride,
+            }))),
+            Ok(Some(Err(PeerMemoryError::Map(Errno::NOMEM)))) => Err(PeerFault::Exhausted),
+            Ok(_) => Err(PeerFault::Control),
+            // The thread that maps it has it, too.
+            Err(ready) => {
+                granted.push_front(Piece { ready, stride });
+                Ok(Some(Arrived::Later))
+            }
+        }
     }
 }
 
@@ -239,8 +265,8 @@ impl Courier for Carrier {
     }
 
     fn granted(&self) -> Result<Arrived, PeerFault> {
-        if let Some(granted) = self.0.granted.borrow_mut().pop_front() {
-            return Ok(Arrived::Memory(granted));
+        if let Some(granted) = self.0.first_granted()? {
+            return Ok(granted);
         }
         match self.0.read()? {
             true => Ok(Arrived::Other),

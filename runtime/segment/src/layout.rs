@@ -52,8 +52,6 @@ pub const MAX_LOANS: usize = RETURNS - MAX_CALLS;
 pub const MAX_SEGMENTS: usize = 64;
 /// The most bytes of memory with frames that a side may pass to the other.
 pub const MAX_GRANTED: usize = 1 << 30;
-/// The most bytes of one piece: as much as the longest message takes. To see that all of a piece is there takes 8 us a MiB.
-pub const MAX_PIECE: usize = MAX_MESSAGE + (64 << 10);
 /// The most calls that may be unanswered at a time in one direction of a channel.
 pub const MAX_CALLS: usize = if cfg!(loom) { 1 } else { 4 };
 /// The smallest ring depth in slots.

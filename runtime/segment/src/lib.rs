@@ -79,15 +79,15 @@ pub use descriptor::{Kind, Outgoing};
 pub use device::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route};
 pub use fault::PeerFault;
 pub use frames::{
-    Arrived, Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, Pool, PoolAudit,
-    Received, Trust,
+    Arrived, Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, More, Pool,
+    PoolAudit, Received, Trust,
 };
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
 pub use joined::joined;
 pub use layout::{
     HEADROOM, LAYOUT_HASH, Layout, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_GRANTED, MAX_INLINE,
-    MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_PIECE, MAX_SEGMENTS, MAX_SLOTS, MIN_DEPTH,
-    PAYLOAD_BYTES, SLOT_BYTES, VERSION,
+    MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, MAX_SLOTS, MIN_DEPTH, PAYLOAD_BYTES,
+    SLOT_BYTES, VERSION,
 };
 pub use lines::{Backing, LineCount, OwnLines, PeerLines, WordAddress, WritableBacking};
 pub use port::{Asleep, Ended, Port};

@@ -61,12 +61,12 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
-/// Has one of those threads do something, if there are any.
-pub(crate) fn run(task: impl FnOnce() + Send + 'static) {
+/// Has one of those threads do something. Without them it is done here.
+pub fn run(task: impl FnOnce() + Send + 'static) {
     /// Does it when it is dropped.
-    struct Task<F: FnOnce()>(Option<F>);
+    struct Task<F: FnOnce() + Send + 'static>(Option<F>);
 
-    impl<F: FnOnce()> Drop for Task<F> {
+    impl<F: FnOnce() + Send + 'static> Drop for Task<F> {
         fn drop(&mut self) {
             if let Some(task) = self.0.take() {
                 task();
@@ -74,9 +74,7 @@ pub(crate) fn run(task: impl FnOnce() + Send + 'static) {
         }
     }
 
-    if let Some(dropper) = Dropper::running() {
-        dropper.give(Box::new(Task(Some(task))));
-    }
+    drop(Apart::from(Task(Some(task))));
 }
 
 /// Starts the thread. Before this, and in a fork, what should be dropped apart is dropped where it is. Doing it twice does it once.

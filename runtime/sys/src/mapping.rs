@@ -148,6 +148,18 @@ impl Mapping {
         Ok(mapping)
     }
 
+    /// Populates it for reading, a part at a time: meanwhile no other thread of the process can map or unmap anything.
+    pub(crate) fn populate_for_reading(&self) -> Result<(), Errno> {
+        const PART: usize = 1 << 20;
+        for from in (0..self.bytes).step_by(PART) {
+            let bytes = PART.min(self.bytes - from);
+            let at = self.base.as_ptr().wrapping_byte_add(from);
+            // SAFETY: bounds: the range lies in this mapping. It is populated, which does not change its contents.
+            unsafe { rustix::mm::madvise(at, bytes, Advice::LinuxPopulateRead) }?;
+        }
+        Ok(())
+    }
+
     pub(crate) fn advise(&self, advice: Advice) -> Result<(), Errno> {
         // SAFETY: bounds: the range is this mapping's own. The advices used populate it or set its fork flag; neither
         // changes its contents.

@@ -5,7 +5,7 @@ use crate::frames::limits::{cost_of, is_a_message, shared_bytes};
 use crate::frames::pool::Name;
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
-    Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, PART_BYTES, Part, Pool,
+    Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, More, PART_BYTES, Part, Pool,
     PoolAudit, Received, Returns,
 };
 use crate::layout::{MAX_GRANTED, MAX_MESSAGE, MAX_PARTS, MAX_SEGMENTS, RETURNS};
@@ -473,9 +473,10 @@ impl Port {
         if !is_there() {
             // Once for a message, however many parts it has.
             let more = self.take_grants()?;
-            let looks = self.frames.looks.get();
-            if more && !is_there() && looks < MOST_LOOKS {
-                self.frames.looks.set(looks + 1);
+            // What is being made ready will be, or will be a fault: that is waited for.
+            let looks = self.frames.looks.get() + u32::from(more == More::Now);
+            if more != More::No && !is_there() && looks < MOST_LOOKS {
+                self.frames.looks.set(looks);
                 self.rx.credit.set(credit);
                 return Ok(false);
             }

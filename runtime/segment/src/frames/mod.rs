@@ -26,6 +26,7 @@ mod pool;
 mod received;
 
 pub use error::FrameError;
+pub use grants::More;
 pub(crate) use loans::Loans;
 pub use pool::{Frame, FrameMemory, Frozen, MakeFrames, Pool, PoolAudit};
 pub(crate) use received::{Held, Returns};
@@ -114,6 +115,8 @@ pub trait Courier {
 pub enum Arrived {
     /// Memory.
     Memory(Granted),
+    /// Memory that is being made ready.
+    Later,
     /// Something else, behind which there may be memory.
     Other,
     /// Nothing.

@@ -2,7 +2,7 @@
 
 use crate::frames::FrameError;
 use crate::frames::classes::stride_of;
-use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_PIECE, MAX_SEGMENTS, SLOT_BYTES};
+use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
@@ -305,7 +305,6 @@ impl Pool {
         let wanted = frames.max(LEAST_SLAB / stride).max(1);
         let count = wanted
             .min(self.step(stride))
-            .min(MAX_PIECE / stride)
             .min(left)
             .min(usize::from(u16::MAX));
         if count == 0 || slabs.len() >= MAX_SEGMENTS {
