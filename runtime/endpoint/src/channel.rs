@@ -300,6 +300,8 @@ impl Channel {
                     }
                     Other::Nothing => break,
                 }
+            } else {
+                more += self.port.extra_cost();
             }
             self.port.consume();
             handled += 1;

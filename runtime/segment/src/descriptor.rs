@@ -163,6 +163,12 @@ impl Descriptor {
         (self.0 & !(RESTART | MULTI)) as u16
     }
 
+    /// Whether it is a message for a handler under this tag, in frames.
+    #[inline(always)]
+    pub(crate) fn is_framed_message(self, tag: u32) -> bool {
+        (self.0 & !(RESTART | MULTI)) as u16 == tag as u16 | FRAMED as u16
+    }
+
     /// Whether the length is one that fits M, in a ring whose messages have at most so many bytes. (One that does not is refused where
     /// there is time for it.)
     #[inline(always)]

@@ -125,8 +125,12 @@ impl<'a> Lookout<'a> {
                 break found;
             }
             if found.tag() == tag as u8 {
-                if found.tag_and_kind() == tag as u16 && found.length_fits(port.rx.max) {
+                let fits = found.length_fits(port.rx.max);
+                if found.tag_and_kind() == tag as u16 && fits {
                     break found;
+                }
+                if found.is_framed_message(tag) && fits && port.found_framed(found) {
+                    return Some((found.target(), Incoming(port), port));
                 }
                 port.rx.other.set(true);
                 return None;
@@ -315,6 +319,20 @@ impl Port {
         }
     }
 
+    /// Looks up the parts of a message in frames, for who has the right to look for the next one. If not all of them are there nothing was
+    /// done, and [`arrival`](Self::arrival) says why.
+    #[inline(never)]
+    fn found_framed(&self, found: Descriptor) -> bool {
+        PeerLine::acquire();
+        let (before, credit) = (self.header.replace(found), self.rx.credit.get());
+        let taken = matches!(self.take_parts(found), Ok(true));
+        if !taken {
+            self.header.set(before);
+            self.rx.credit.set(credit);
+        }
+        taken
+    }
+
     /// Goes on at the slot that the marker names, and looks there. A marker that leads to a marker is a fault.
     fn follow_jump(&mut self, marker: Descriptor) -> Result<Option<Descriptor>, PeerFault> {
         let (slot, slots) = (marker.credit() as usize, self.peer_layout.starts());
@@ -478,7 +496,7 @@ impl Port {
         self.rx.credit.set(credit_word(consumed));
         let chunk = self.peer.line(RING_LINE + self.rx.index.get()).load_chunk();
         // SAFETY: aliasing: slices of the scratch are given out only while COPIED is set, and COPIED was clear until
-        // a few lines above: since the last `arrival`, which took the port exclusively and so ended every older slice.
+        // a few lines above: since the last `arrival` or `lookout`, which took the port exclusively and so ended every older slice.
         unsafe { self.scratch.fill(|first, _| first.copy_from_slice(&chunk)) }
     }
 

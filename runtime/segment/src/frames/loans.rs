@@ -322,17 +322,22 @@ impl Port {
         self.frames.to_prepare.set(Some((len, most)));
         // Who answers a message that lies in frames gives these back before: the peer may want to make them ready, too.
         if self.frames.parts.borrow().is_empty() {
-            self.fetch_next();
+            self.fetch_next(self.holds_message());
         }
     }
 
-    fn fetch_next(&self) {
+    /// `handling` if the ring is still at the message that was handled last.
+    fn fetch_next(&self, handling: bool) {
         let Some((len, most)) = self.frames.to_prepare.take() else {
             return;
         };
         self.collect();
         if let Some(equipment) = &self.frames.equipment {
-            equipment.pool.fetch_next(len, most);
+            let came = || match handling {
+                true => self.is_followed(),
+                false => self.has_arrival(),
+            };
+            equipment.pool.fetch_next(len, most, came);
         }
     }
 
@@ -452,8 +457,7 @@ impl Port {
 
     /// Looks up the parts of the message whose header was just found; nothing of them is believed before this. `false` if it is not
     /// known yet whether they are there, because so much has come beside the ring: then nothing was done.
-    #[cold]
-    pub(crate) fn take_parts(&mut self, header: Descriptor) -> Result<bool, PeerFault> {
+    pub(crate) fn take_parts(&self, header: Descriptor) -> Result<bool, PeerFault> {
         let number = Some(self.messages_seen());
         if self.frames.parts_of.get() == number {
             return Ok(true);
@@ -519,7 +523,7 @@ impl Port {
         parts.clear();
         drop(parts);
         self.frames.parts_of.set(None);
-        self.fetch_next();
+        self.fetch_next(true);
     }
 
     /// Bytes of the message being handled.
