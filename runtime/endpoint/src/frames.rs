@@ -141,9 +141,12 @@ impl<S, D> Endpoint<S, D> {
         len: usize,
         within: Duration,
     ) -> Result<Frame, SendError> {
-        self.with_room(channel, within, |endpoint| {
-            endpoint.try_frame_for(channel, len)
-        })
+        match self.try_frame_for(channel, len) {
+            Err(SendError::Full) => self.with_room(channel, within, |endpoint| {
+                endpoint.try_frame_for(channel, len)
+            }),
+            other => other,
+        }
     }
 
     /// A frame of `len` bytes to be sent over this channel, and no other: its peer can read all of the channel's frames, and

@@ -325,12 +325,15 @@ impl Port {
     fn found_framed(&self, found: Descriptor) -> bool {
         PeerLine::acquire();
         let (before, credit) = (self.header.replace(found), self.rx.credit.get());
-        let taken = matches!(self.take_parts(found), Ok(true));
-        if !taken {
+        let taken = self.take_parts(found);
+        if taken != Ok(true) {
             self.header.set(before);
             self.rx.credit.set(credit);
         }
-        taken
+        taken.unwrap_or_else(|fault| {
+            self.fail(fault);
+            false
+        })
     }
 
     /// Goes on at the slot that the marker names, and looks there. A marker that leads to a marker is a fault.
