@@ -2,7 +2,7 @@
 
 use crate::descriptor::{Descriptor, Outgoing};
 use crate::frames::limits::{cost_of, is_a_message, shared_bytes};
-use crate::frames::pool::Name;
+use crate::frames::pool::{Name, note_last};
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
     Courier, Frame, FrameError, Frozen, GENERATIONS, Granted, Held, More, PART_BYTES, Part, Pool,
@@ -53,8 +53,8 @@ pub(crate) struct Loans {
     pub(super) equipment: Option<Equipment>,
     /// Memory that the peer has from us, by the numbers under which it knows it.
     given: RefCell<Vec<(Rc<Pool>, u16)>>,
-    /// Which of it the last frame was of that was lent.
-    last_given: Cell<usize>,
+    /// Of which of it the last two frames were that were looked for.
+    last_given: Cell<[usize; 2]>,
     /// Bytes of it.
     passed: Cell<usize>,
     lent: RefCell<Vec<Lent>>,
@@ -87,7 +87,7 @@ impl Loans {
         Loans {
             equipment: None,
             given: RefCell::default(),
-            last_given: Cell::new(0),
+            last_given: Cell::default(),
             passed: Cell::new(0),
             lent: RefCell::default(),
             shared: Cell::new(0),
@@ -346,16 +346,16 @@ impl Port {
         let (pool, slab) = (frame.pool(), frame.name().slab);
         let known = |(of, n): &(Rc<Pool>, u16)| *n == slab && Rc::ptr_eq(of, pool);
         let mut given = self.frames.given.borrow_mut();
-        // Mostly that of the last frame: there may be dozens.
-        let last = self.frames.last_given.get();
-        if given.get(last).is_some_and(known) {
+        // Mostly that of the last frame, or of the one before: there may be dozens.
+        let mut last = self.frames.last_given.get().into_iter();
+        if let Some(last) = last.find(|last| given.get(*last).is_some_and(known)) {
             return Ok(last as u16);
         }
         let number = match given.iter().position(known) {
             Some(number) => number as u16,
             None => self.give(&mut given, pool, slab)?,
         };
-        self.frames.last_given.set(number.into());
+        note_last(&self.frames.last_given, number.into());
         Ok(number)
     }
 

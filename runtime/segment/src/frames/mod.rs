@@ -17,6 +17,7 @@
 //! A receiver that dies gives everything back by dying: its channel's loans end with the port. An owner that dies leaves its
 //! memory to who has it mapped.
 
+mod audit;
 mod classes;
 mod error;
 mod grants;
@@ -25,10 +26,11 @@ mod loans;
 mod pool;
 mod received;
 
+pub use audit::PoolAudit;
 pub use error::FrameError;
 pub use grants::More;
 pub(crate) use loans::Loans;
-pub use pool::{Frame, FrameMemory, Frozen, MakeFrames, Pool, PoolAudit};
+pub use pool::{Frame, FrameMemory, Frozen, MakeFrames, Pool};
 pub(crate) use received::{Held, Returns};
 pub use received::{Received, Trust};
 

@@ -1,7 +1,7 @@
 //! Where frames come from: memory in a few size classes, and the ledger that says where each frame is.
 
-use crate::frames::FrameError;
 use crate::frames::classes::stride_of;
+use crate::frames::{FrameError, PoolAudit};
 use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
 use alloc::boxed::Box;
 use alloc::rc::Rc;
@@ -36,23 +36,6 @@ pub trait MakeFrames {
     fn make(&self, bytes: usize) -> Result<Box<dyn FrameMemory>, FrameError>;
 }
 
-/// How many frames are where, of one pool.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PoolAudit {
-    /// All of them.
-    pub frames: usize,
-    /// In no use.
-    pub free: usize,
-    /// With somebody here who writes them, or keeps them complete.
-    pub out: usize,
-    /// Lent to one receiver or several.
-    pub lent: usize,
-    /// In no place or in two: 0, or there is a mistake in this library.
-    pub astray: usize,
-    /// Bytes of memory.
-    pub bytes: usize,
-}
-
 #[derive(Clone, Copy, Default)]
 struct Entry {
     generation: u32,
@@ -83,8 +66,8 @@ pub struct Pool {
     limit: usize,
     bytes: Cell<usize>,
     shared: bool,
-    /// The slab of the frame that was handed out last.
-    last: Cell<usize>,
+    /// The last two slabs of which frames were handed out.
+    last: Cell<[usize; 2]>,
     /// The last frame that was done with is large, and somebody here has written it.
     wrote_large: Cell<bool>,
 }
@@ -108,6 +91,14 @@ const STEPS: usize = 32;
 const LEAST_STEP: usize = 1 << 20;
 /// Two frames of this length that are written in turn are more than caches hold.
 const LARGE: usize = 4 << 20;
+
+/// Notes what was used last, and keeps what was before.
+pub(super) fn note_last(last: &Cell<[usize; 2]>, used: usize) {
+    let [latest, _] = last.get();
+    if latest != used {
+        last.set([used, latest]);
+    }
+}
 
 impl Slab {
     /// Makes what was secured, and is free, writable again: neighbours together, because each call costs about a microsecond.
@@ -147,7 +138,7 @@ impl Pool {
             limit,
             bytes: Cell::new(0),
             shared,
-            last: Cell::new(0),
+            last: Cell::default(),
             wrote_large: Cell::new(false),
         })
     }
@@ -229,7 +220,7 @@ impl Pool {
     /// Stops when there is something else to do: what nobody has read meanwhile is fetched for nothing.
     pub(crate) fn fetch_next(&self, len: usize, most: usize, stop: impl Fn() -> bool) {
         /// Lines between two looks at that.
-        const LOOK: usize = 16;
+        const LOOK: usize = 4;
         let stride = stride_of(len);
         let slabs = self.slabs.borrow();
         let next = self.next(&slabs, stride).and_then(|next| slabs.get(next));
@@ -251,10 +242,12 @@ impl Pool {
         }
     }
 
-    /// The slab of this size class from which a frame is handed out next, if one is free: mostly that of the last one.
+    /// The slab of this size class from which a frame is handed out next, if one is free: mostly that of the last one, or, where a slab has
+    /// one frame only, the one before.
     fn next(&self, slabs: &[Slab], stride: usize) -> Option<usize> {
         let of_size = |slab: &Slab| slab.stride == stride && !slab.free.is_empty();
-        let last = Some(self.last.get()).filter(|last| slabs.get(*last).is_some_and(of_size));
+        let mut last = self.last.get().into_iter();
+        let last = last.find(|last| slabs.get(*last).is_some_and(of_size));
         last.or_else(|| slabs.iter().position(of_size))
     }
 
@@ -271,7 +264,7 @@ impl Pool {
 
     fn hand_out(self: &Rc<Self>, slab: &mut Slab, number: usize, len: usize) -> Option<Frame> {
         let slot = slab.free.pop()?;
-        self.last.set(number);
+        note_last(&self.last, number);
         let entry = &mut slab.entries[usize::from(slot)];
         *entry = Entry {
             generation: entry.generation.wrapping_add(1),
