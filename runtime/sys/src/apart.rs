@@ -4,7 +4,7 @@
 //! waits, however long that may be; and so does who closes a socket in which such a descriptor lies unread. To unmap memory takes 60 ns a
 //! page, and more for who is the last to have it. Whoever serves several peers must not do that for one of them.
 //!
-//! Each thread that has something to drop first sees to it that another one waits for what comes next, up to [`MOST`] of them; then what is
+//! Each thread that has something to drop first sees to it that another one waits for what comes next, up to 16 of them; then what is
 //! dropped piles up, and [`is_stuck`] says so.
 
 use crate::Errno;
