@@ -24,6 +24,7 @@ impl<S, D> Drop for Calling<'_, S, D> {
             let call = channel.awaited.take();
             call.inspect(|call| channel.beside.give_up(*call));
             channel.answer = None;
+            channel.in_place = false;
             channel.reply_frames = None;
         }
     }
@@ -98,6 +99,20 @@ impl<S, D> Endpoint<S, D> {
     pub(crate) fn finish_call(
         &mut self,
         id: ChannelId,
+        called: Called,
+        handler: u16,
+        within: Duration,
+        again: &mut dyn FnMut(&mut Channel) -> Called,
+    ) -> Result<(), CallError> {
+        let calling = Calling { endpoint: self, id };
+        let finished = calling.endpoint.finish(id, called, handler, within, again);
+        std::mem::forget(calling);
+        finished
+    }
+
+    fn finish(
+        &mut self,
+        id: ChannelId,
         mut called: Called,
         handler: u16,
         within: Duration,
@@ -122,10 +137,7 @@ impl<S, D> Endpoint<S, D> {
         if let Called::Answered = called {
             return Ok(());
         }
-        let calling = Calling { endpoint: self, id };
-        let answer = calling.endpoint.await_reply(id, &mut waiting);
-        std::mem::forget(calling);
-        let answer = answer?;
+        let answer = self.await_reply(id, &mut waiting)?;
         self.waited(&waiting);
         match answer {
             Answer::Reply => Ok(()),

@@ -33,6 +33,24 @@ const MAGIC: u64 = u64::from_le_bytes(*b"tb-mem\x9d\xff");
 /// whether all of a gigabyte is there, and to populate it, takes 90 ms, and it may be the same 16 MiB 64 times. Another thread does that.
 const SMALL: usize = 256 << 10;
 
+/// So many small pieces a thread maps in so much time, over all of its channels; further ones are left to the other thread, too.
+const PIECES: u32 = 8;
+const WINDOW: Duration = Duration::from_millis(1);
+
+/// Whether this thread may map a small piece now.
+fn takes_one_more() -> bool {
+    thread_local! {
+        static TAKEN: Cell<Option<(Instant, u32)>> = const { Cell::new(None) };
+    }
+    let now = Instant::now();
+    let window = TAKEN
+        .get()
+        .filter(|(since, _)| now.duration_since(*since) < WINDOW);
+    let (since, taken) = window.unwrap_or((now, 0));
+    TAKEN.set(Some((since, taken + 1)));
+    taken < PIECES
+}
+
 /// Memory that has come, once it is mapped; and bytes from one frame to the next.
 struct Piece {
     ready: Arc<OnceLock<Result<PeerFrames, PeerMemoryError>>>,
@@ -197,8 +215,13 @@ impl Connection {
         self.bytes.set(together);
         let ready = Arc::new(OnceLock::new());
         let made = Arc::clone(&ready);
-        let map = move || made.set(PeerFrames::map(memory, bytes)).unwrap_or(());
-        match bytes <= SMALL || apart::is_stuck() {
+        let map = move || {
+            // The channel may be over.
+            if Arc::strong_count(&made) > 1 {
+                made.set(PeerFrames::map(memory, bytes)).unwrap_or(());
+            }
+        };
+        match bytes <= SMALL && takes_one_more() {
             true => map(),
             false => apart::run(map),
         }
@@ -265,12 +288,15 @@ impl Courier for Carrier {
     }
 
     fn granted(&self) -> Result<Arrived, PeerFault> {
-        if let Some(granted) = self.0.first_granted()? {
-            return Ok(granted);
-        }
+        let first = match self.0.first_granted()? {
+            Some(Arrived::Later) => Arrived::Later,
+            Some(granted) => return Ok(granted),
+            None => Arrived::Nothing,
+        };
+        // What stays in the connection would be told of again and again.
         match self.0.read()? {
             true => Ok(Arrived::Other),
-            false => Ok(Arrived::Nothing),
+            false => Ok(first),
         }
     }
 }

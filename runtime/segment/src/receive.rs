@@ -311,7 +311,10 @@ impl Port {
                             self.header.set(before);
                             Arrival::Empty
                         }
-                        Err(fault) => Arrival::Fault(self.fail(fault)),
+                        Err(fault) => {
+                            self.header.set(before);
+                            Arrival::Fault(self.fail(fault))
+                        }
                     },
                 }
             }

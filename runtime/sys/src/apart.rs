@@ -61,30 +61,38 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
-/// Has one of those threads do something. Without them it is done here.
+/// What a thread has to do.
+type Task = Box<dyn FnOnce() + Send>;
+
+/// Has another thread do something that takes a while, and ends: they are done one after the other, and none waits behind a drop that does not
+/// end. Before [`start`], and in a fork, it is done here.
 pub fn run(task: impl FnOnce() + Send + 'static) {
-    /// Does it when it is dropped.
-    struct Task<F: FnOnce() + Send + 'static>(Option<F>);
-
-    impl<F: FnOnce() + Send + 'static> Drop for Task<F> {
-        fn drop(&mut self) {
-            if let Some(task) = self.0.take() {
-                task();
-            }
-        }
+    match Dropper::running() {
+        // Never fails: its receiver lives as long as the process.
+        Some(dropper) => drop(dropper.tasks.send(Box::new(task))),
+        None => task(),
     }
-
-    drop(Apart::from(Task(Some(task))));
 }
 
-/// Starts the thread. Before this, and in a fork, what should be dropped apart is dropped where it is. Doing it twice does it once.
+/// Starts the threads. Before this, and in a fork, what should be dropped apart is dropped where it is. Doing it twice does it once.
 pub fn start() -> Result<(), Errno> {
     if Dropper::running().is_some() {
         return Ok(());
     }
     let (give, take) = channel();
+    let (tasks, to_do) = channel::<Task>();
+    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
+    let builder = std::thread::Builder::new().name("tightbeam-tasks".into());
+    let worker = move || {
+        for task in to_do {
+            // One that panics has done nothing, and is not to end the others.
+            let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task));
+        }
+    };
+    builder.spawn(worker).map_err(failed)?;
     let dropper: &'static Dropper = Box::leak(Box::new(Dropper {
         process: std::process::id(),
+        tasks,
         give,
         take: Mutex::new(take),
         threads: Mutex::new(Threads {
@@ -113,6 +121,7 @@ type Thing = Box<dyn Send>;
 struct Dropper {
     /// A fork of this process has no such threads.
     process: u32,
+    tasks: Sender<Task>,
     give: Sender<Thing>,
     /// Held by the thread that waits for what comes next; those behind it wait for this.
     take: Mutex<Receiver<Thing>>,
