@@ -504,7 +504,8 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     };
     let start = Instant::now();
     let mut survivor = Survivor::new(listening, crowd, seed(), name);
-    let idle = descriptors();
+    // And that of the memory for frames that is made ahead, once frames have been used.
+    let idle = descriptors() + 1;
     survivor.round(WARM_UP.max(kills / 4));
     let before = survivor.holding(idle);
     survivor

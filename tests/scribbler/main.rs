@@ -419,8 +419,11 @@ fn a_scribbler_hurts_nobody_but_itself() {
         open >= findings.sum(Word::Mutations) * 9,
         "mostly nobody looked"
     );
+    // Of these there is one in 50 to 200 channels.
+    let rare = ["Kind", "Slot", "UnknownCall"];
+    let many = findings.sum(Word::Opened) >= 2000;
     for (name, count) in ENDS.iter().zip(findings.ends) {
-        let wanted = !["other fault", "dead"].contains(name);
+        let wanted = !["other fault", "dead"].contains(name) && (many || !rare.contains(name));
         assert!(
             !wanted || count > 0,
             "the scribbler has become tame: no {name}"

@@ -29,7 +29,7 @@ pub(crate) const STRIDE: usize = 8192;
 /// scribbler nothing, and its victim is to map all of it.
 const LARGE: usize = 16 << 20;
 const PIECES: usize = 64;
-const ONCE_IN: usize = 4;
+const ONCE_IN: usize = 16;
 
 /// A channel as the scribbler holds it.
 pub(crate) struct Scribe<'a> {
