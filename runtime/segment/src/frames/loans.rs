@@ -1,7 +1,7 @@
 //! A port's frames: those that it has lent to the peer, and those that it has of the peer.
 
 use crate::descriptor::{Descriptor, Outgoing};
-use crate::frames::limits::{cost_of, is_a_message, shared_bytes};
+use crate::frames::limits::{cost_of_copy, is_a_message, shared_bytes};
 use crate::frames::pool::{Name, note_last};
 use crate::frames::received::{copy_parts, lap_tag, place};
 use crate::frames::{
@@ -493,7 +493,7 @@ impl Port {
         if len > MAX_MESSAGE {
             return Err(PeerFault::Length { len });
         }
-        self.frames.cost.set(cost_of(parts.len(), len));
+        self.frames.cost.set(parts.len() - 1);
         self.frames.returns.took(parts.len());
         self.frames.parts_of.set(number);
         self.frames.is_gathered.set(false);
@@ -549,6 +549,9 @@ impl Port {
         }
         let parts = self.frames.parts.borrow();
         let len = parts.iter().map(Held::len).sum();
+        self.frames
+            .cost
+            .set(self.frames.cost.get() + cost_of_copy(len));
         // SAFETY: aliasing: slices of it are given out only while `is_gathered` is set, and it was clear until a few lines above:
         // since `take_parts` of this message, before which the port was taken exclusively and so every older slice ended. The type
         // is !Sync. lifetime: the reference ends with this function.
