@@ -20,10 +20,8 @@ struct Calling<'a, S, D> {
 
 impl<S, D> Drop for Calling<'_, S, D> {
     fn drop(&mut self) {
+        self.endpoint.give_up(self.id);
         if let Some(channel) = self.endpoint.channel(self.id) {
-            let call = channel.awaited.take();
-            call.inspect(|call| channel.beside.give_up(*call));
-            channel.answer = None;
             channel.in_place = false;
             channel.reply_frames = None;
         }
@@ -177,16 +175,23 @@ impl<S, D> Endpoint<S, D> {
                 }
             }
             if !self.wait_unless(waiting, handled) {
-                let Some(channel) = self.channel(id) else {
+                if self.channel(id).is_none() {
                     return Err(CallError::Ended);
-                };
-                let call = channel.awaited.take();
-                call.inspect(|call| channel.beside.give_up(*call));
-                // What that poll has found is the answer to this call, and would be taken for one to the next.
-                let answer = channel.answer.take();
-                self.look_often(id.slot());
-                return answer.ok_or(CallError::DeadlineExceeded);
+                }
+                // What that poll has found is the answer to this call.
+                return self.give_up(id).ok_or(CallError::DeadlineExceeded);
             }
         }
+    }
+
+    /// Nobody waits for the answer to the call over this channel any more: one that comes later is dropped and counted, and one that has come
+    /// is returned, because it would be taken for that to the next call.
+    pub(crate) fn give_up(&mut self, id: ChannelId) -> Option<Answer> {
+        let channel = self.channel(id)?;
+        let call = channel.awaited.take();
+        call.inspect(|call| channel.beside.give_up(*call));
+        let answer = channel.answer.take();
+        self.look_often(id.slot());
+        answer
     }
 }

@@ -135,8 +135,8 @@ pub(crate) enum Called {
 
 /// What became of something that was not simply a message for a handler.
 enum Other {
-    /// A handler ran; the message is not consumed yet. It counts for so many more against the budget.
-    Handled(usize),
+    /// A handler ran; the message is not consumed yet.
+    Handled,
     /// The same of so many messages.
     Batch(usize),
     /// The awaited reply.
@@ -281,7 +281,7 @@ impl Channel {
                     break;
                 }
                 match self.other(handlers, state) {
-                    Other::Handled(extra) => more += extra,
+                    Other::Handled => {}
                     Other::Batch(messages) => {
                         handled += messages;
                         // Of a batch at fault nothing is consumed: the port has stopped.
@@ -300,9 +300,8 @@ impl Channel {
                     }
                     Other::Nothing => break,
                 }
-            } else {
-                more += self.port.extra_cost();
             }
+            more += self.port.extra_cost();
             self.port.consume();
             handled += 1;
         }
@@ -346,7 +345,7 @@ impl Channel {
                 let (incoming, port) = self.port.incoming();
                 let (message, reply) = (Message(incoming), Reply::new(port));
                 handler::handle(handlers.table(), index, state, message, reply);
-                Other::Handled(self.port.extra_cost())
+                Other::Handled
             }
             Arrival::Batch => Other::Batch(self.unpack(handlers, state)),
             Arrival::Empty => Other::Nothing,

@@ -248,12 +248,6 @@ impl<S, D> Calling<'_, S, D> {
 
 impl<S, D> Drop for Calling<'_, S, D> {
     fn drop(&mut self) {
-        if let Some(channel) = self.endpoint.channel(self.channel) {
-            // A reply that comes later is dropped and counted.
-            let call = channel.awaited.take();
-            call.inspect(|call| channel.beside.give_up(*call));
-            channel.answer = None;
-            self.endpoint.look_often(self.channel.slot());
-        }
+        self.endpoint.give_up(self.channel);
     }
 }

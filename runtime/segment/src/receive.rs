@@ -302,38 +302,25 @@ impl Port {
         }
         match self.check(found) {
             Ok(arrival) => {
-                let before = self.header.replace(found);
-                match found.framed() {
-                    false => arrival,
-                    true => match self.take_parts(found) {
-                        Ok(true) => arrival,
-                        Ok(false) => {
-                            self.header.set(before);
-                            Arrival::Empty
-                        }
-                        Err(fault) => {
-                            self.header.set(before);
-                            Arrival::Fault(self.fail(fault))
-                        }
-                    },
+                if !found.framed() {
+                    self.header.set(found);
+                    return arrival;
+                }
+                match self.take_framed(found) {
+                    Ok(true) => arrival,
+                    Ok(false) => Arrival::Empty,
+                    Err(fault) => Arrival::Fault(self.fail(fault)),
                 }
             }
             Err(fault) => Arrival::Fault(self.fail(fault)),
         }
     }
 
-    /// Looks up the parts of a message in frames, for who has the right to look for the next one. If not all of them are there nothing was
-    /// done, and [`arrival`](Self::arrival) says why.
+    /// Takes a message in frames, for who has the right to look for the next one. If it was not taken [`arrival`](Self::arrival) says why.
     #[inline(never)]
     fn found_framed(&self, found: Descriptor) -> bool {
         PeerLine::acquire();
-        let (before, credit) = (self.header.replace(found), self.rx.credit.get());
-        let taken = self.take_parts(found);
-        if taken != Ok(true) {
-            self.header.set(before);
-            self.rx.credit.set(credit);
-        }
-        taken.unwrap_or_else(|fault| {
+        self.take_framed(found).unwrap_or_else(|fault| {
             self.fail(fault);
             false
         })

@@ -144,29 +144,24 @@ impl PeerFrames {
         let whole = usize::try_from(stat.st_blksize)
             .unwrap_or(0)
             .max(page_size());
-        let there = |bytes: i64| u64::try_from(bytes).unwrap_or(0);
-        // A hole would be filled at our expense, and kill whoever reads it when there is nothing left to fill it with.
-        let found = there(stat.st_size).min(there(stat.st_blocks).saturating_mul(512));
+        let found = u64::try_from(stat.st_size).unwrap_or(0);
         let short = PeerMemoryError::Short {
             found,
             needed: bytes,
         };
         // Of a file that could have huge pages, but has small ones, the block size says more than there is.
-        let mapped = bytes.checked_next_multiple_of(whole).ok_or(short)?;
-        // Whoever has the last of it frees all of it, also what lies behind its end.
-        let all = there(stat.st_size).max(there(stat.st_blocks).saturating_mul(512));
-        if all > mapped as u64 {
-            let most = mapped;
-            return Err(PeerMemoryError::Long { found: all, most });
+        let most = bytes.checked_next_multiple_of(whole).ok_or(short)?;
+        if found > most as u64 {
+            return Err(PeerMemoryError::Long { found, most });
         }
-        let (block, mapped) = match mapped as u64 <= found {
-            true => (whole, mapped),
+        let (block, mapped) = match most as u64 == found {
+            true => (whole, most),
             false => (page_size(), bytes.next_multiple_of(page_size())),
         };
         if found < mapped as u64 || bytes == 0 {
             return Err(short);
         }
-        check_pages(fd.as_fd(), mapped, mapped.next_multiple_of(whole))?;
+        check_pages(fd.as_fd(), mapped, most)?;
         let mapping = Mapping::new(fd.as_fd(), mapped, block, ProtFlags::READ);
         let mapping = mapping.map_err(PeerMemoryError::Map)?;
         mapping

@@ -455,14 +455,23 @@ impl Port {
         equipment.map_or_else(PoolAudit::default, |has| has.pool.audit())
     }
 
-    /// Looks up the parts of the message whose header was just found; nothing of them is believed before this. `false` if it is not
-    /// known yet whether they are there, because so much has come beside the ring: then nothing was done.
-    pub(crate) fn take_parts(&self, header: Descriptor) -> Result<bool, PeerFault> {
+    /// Takes the message whose header was just found, and looks up its parts; nothing of them is believed before this. `false` if it is not
+    /// known yet whether they are there, because so much has come beside the ring. Then, and if they are a fault, it was not taken.
+    pub(crate) fn take_framed(&self, found: Descriptor) -> Result<bool, PeerFault> {
+        let (before, credit) = (self.header.replace(found), self.rx.credit.get());
+        let taken = self.take_parts(found);
+        if taken != Ok(true) {
+            self.header.set(before);
+            self.rx.credit.set(credit);
+        }
+        taken
+    }
+
+    fn take_parts(&self, header: Descriptor) -> Result<bool, PeerFault> {
         let number = Some(self.messages_seen());
         if self.frames.parts_of.get() == number {
             return Ok(true);
         }
-        let credit = self.rx.credit.get();
         self.copy_out(header);
         let list = self.scratch.bytes(header.payload_len());
         let (list, rest) = list.as_chunks::<PART_BYTES>();
@@ -481,7 +490,6 @@ impl Port {
             let looks = self.frames.looks.get() + u32::from(more == More::Now);
             if more != More::No && !is_there() && looks < MOST_LOOKS {
                 self.frames.looks.set(looks);
-                self.rx.credit.set(credit);
                 return Ok(false);
             }
         }
