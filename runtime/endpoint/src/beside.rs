@@ -5,6 +5,7 @@ use crate::net::Line;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
+use tightbeam_segment::{Outgoing, Port};
 
 /// What a channel has beside its rings.
 #[derive(Clone)]
@@ -25,6 +26,15 @@ impl Beside {
         match self {
             Beside::Process { connection, .. } => connection.wake(),
             Beside::Device { line, slot } => line.wake(*slot),
+        }
+    }
+
+    /// Sends a message past the ring if the other side is a device, and nothing is in the way; see [`Line::send_past`].
+    #[inline(always)]
+    pub(crate) fn send_past(&self, near: &Port, out: Outgoing, handler: u16, bytes: &[u8]) -> bool {
+        match self {
+            Beside::Process { .. } => false,
+            Beside::Device { line, slot } => line.send_past(*slot, near, (out, handler), bytes),
         }
     }
 

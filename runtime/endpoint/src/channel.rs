@@ -183,8 +183,13 @@ impl Channel {
     /// Calls, and takes the reply if it comes while spinning and nothing else comes before it.
     #[inline(always)]
     pub(crate) fn call(&mut self, handler: u16, payload: &[u8], spins: u32) -> Called {
-        let call = self.port.next_call();
-        if let Err(error) = self.port.try_send(Outgoing::call(handler), payload) {
+        let (call, out) = (self.port.next_call(), Outgoing::call(handler));
+        if self.beside.send_past(&self.port, out, handler, payload) {
+            self.settle();
+            self.awaited = Some(call);
+            return Called::Sent;
+        }
+        if let Err(error) = self.port.try_send(out, payload) {
             return Called::NotSent(error);
         }
         self.await_briefly(call, spins)
@@ -357,6 +362,25 @@ impl Channel {
                 self.ending = Some(Ending::Faulted(fault));
                 Other::Nothing
             }
+        }
+    }
+
+    /// Whether the channel with this name can be handed something past its ring: its end is not near, and nobody is about to take an answer,
+    /// or wants frames.
+    #[inline]
+    pub(crate) fn may_take(&self, id: ChannelId) -> bool {
+        self.id == id && self.ending.is_none() && self.answer.is_none() && !self.in_place
+    }
+
+    /// Keeps an answer that was handed over for its caller; drops one whose caller has given up.
+    #[inline]
+    pub(crate) fn take_answer(&mut self, call: u16, answer: Answer) {
+        match self.awaited == Some(call) {
+            true => {
+                self.awaited = None;
+                self.answer = Some(answer);
+            }
+            false => self.port.count(Counter::DropLateReply),
         }
     }
 

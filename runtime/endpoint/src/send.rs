@@ -45,7 +45,11 @@ pub(crate) fn wake_from_handler(port: &Port) {
 
 #[inline(always)]
 fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendError> {
-    let sent = channel.port.try_send(Outgoing::message(handler), payload);
+    let out = Outgoing::message(handler);
+    if channel.beside.send_past(&channel.port, out, handler, payload) {
+        return Ok(());
+    }
+    let sent = channel.port.try_send(out, payload);
     sent.map_err(|error| not_sent(channel, error))?;
     wake_if_asleep(channel);
     Ok(())

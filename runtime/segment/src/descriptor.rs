@@ -75,7 +75,7 @@ impl Outgoing {
 
     /// Whether it is a call.
     #[inline(always)]
-    pub(crate) const fn wanted(self) -> bool {
+    pub const fn is_call(self) -> bool {
         self.0 & WANTED != 0
     }
 

@@ -58,6 +58,7 @@ mod descriptor;
 mod device;
 mod fault;
 mod frames;
+mod handed;
 mod identity;
 mod joined;
 mod lap;

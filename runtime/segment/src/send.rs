@@ -77,9 +77,9 @@ pub(crate) struct Sender {
     pub(crate) until: Cell<usize>,
     /// Lap tag of the next message, and [`RESTART`] if it shall end the lap.
     pub(crate) head: Cell<u64>,
-    /// How many more slots than messages were sent. (Counting messages instead would be a store a message: the stores between
+    /// How many more slots than messages were sent, modulo 2^64. (Counting messages instead would be a store a message: the stores between
     /// two lines are what bounds a stream. A bare ring in C sent 95 M lines a second, 52 M with eight private stores a line.)
-    extra: Cell<u64>,
+    pub(crate) extra: Cell<u64>,
     batched: Cell<u64>,
     /// `base + index` slots were sent since the channel was opened, jump markers among them.
     pub(crate) base: Cell<u64>,
@@ -99,7 +99,7 @@ pub(crate) struct Sender {
     /// Number of the last message whose credit was taken.
     credit_of: Cell<u64>,
     pub(crate) last_cursor: Cell<u64>,
-    stopped: Cell<bool>,
+    pub(crate) stopped: Cell<bool>,
 }
 
 impl Sender {
@@ -261,7 +261,7 @@ impl Port {
     #[inline(always)]
     fn prepare(&self, out: Outgoing, slots: usize) -> Result<(), TrySendError> {
         // Before room is made: what that says about the slots ahead holds only if the message is then written.
-        let call = match out.wanted() {
+        let call = match out.is_call() {
             true => Some(self.free_call().ok_or(TrySendError::TooManyCalls)?),
             false => None,
         };

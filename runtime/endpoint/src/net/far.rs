@@ -1,5 +1,6 @@
 //! A device's side of one channel: what the near port sends goes into packets, what comes in packets goes to the near port.
 
+use super::hand::{Deliver, Handing};
 use super::left::Left;
 use super::news::News;
 use std::collections::VecDeque;
@@ -69,6 +70,15 @@ pub(super) struct Counts {
     pub(super) late_answers: u64,
     /// Messages that had become too long for the path.
     pub(super) too_long: u64,
+}
+
+/// The way out, for one channel.
+pub(super) struct Way<'a> {
+    pub(super) device: &'a mut dyn Device,
+    /// No other channel has something to send.
+    pub(super) alone: bool,
+    /// What the device said when it was told of the last packet.
+    pub(super) kicked: Option<Result<bool, DeviceError>>,
 }
 
 /// One channel, as its line has it.
@@ -173,9 +183,9 @@ impl Far {
 
     /// Puts what the endpoint has sent into the device's send ring; an error if not all of it, which then stays in the port's ring.
     /// Nobody adds to that meanwhile, so there is an end to it.
-    pub(super) fn send(&mut self, device: &mut dyn Device) -> Result<bool, DeviceError> {
+    pub(super) fn send(&mut self, way: &mut Way<'_>) -> Result<bool, DeviceError> {
         let mut sent = false;
-        let all = self.send_all(device, &mut sent);
+        let all = self.send_all(way, &mut sent);
         if sent {
             self.port.finish_drain();
         }
@@ -183,9 +193,9 @@ impl Far {
         all.map(|()| sent)
     }
 
-    fn send_all(&mut self, device: &mut dyn Device, sent: &mut bool) -> Result<(), DeviceError> {
+    fn send_all(&mut self, way: &mut Way<'_>, sent: &mut bool) -> Result<(), DeviceError> {
         loop {
-            match self.send_next(device) {
+            match self.send_next(way) {
                 Ok(true) => *sent = true,
                 Ok(false) => return Ok(()),
                 // The same once more: what is too long now is lost, the rest is sent.
@@ -195,20 +205,61 @@ impl Far {
         }
     }
 
+    /// Sends a message of the endpoint past the ring between the two ports, if nothing is in its way; `false` if it must go through that.
+    pub(super) fn send_past(
+        &mut self,
+        near: &Port,
+        (out, handler): (Outgoing, u16),
+        bytes: &[u8],
+        way: &mut Way<'_>,
+    ) -> bool {
+        let len = bytes.len();
+        if !self.left.is_empty()
+            || len > self.sender.max_message()
+            || !near.may_pass(&self.port, out, len)
+        {
+            return false;
+        }
+        let number = near.next_call();
+        let what = match out.is_call() {
+            true => raw::Outgoing::Call,
+            false => raw::Outgoing::Message,
+        };
+        let (sender, route) = (&mut self.sender, &self.route);
+        // Whatever went wrong, it goes wrong again where there is time to say what.
+        let Ok(written) = write(sender, way.device, route, what, handler, bytes) else {
+            return false;
+        };
+        way.kicked = Some(way.device.kick());
+        near.pass(&mut self.port, out, len);
+        if out.is_call() {
+            self.note_call(number, written);
+        }
+        self.count(written, 1);
+        true
+    }
+
     /// Whether there was something to send.
-    fn send_next(&mut self, device: &mut dyn Device) -> Result<bool, DeviceError> {
+    fn send_next(&mut self, way: &mut Way<'_>) -> Result<bool, DeviceError> {
         if !self.left.is_empty() {
-            self.send_left(device)?;
+            self.send_left(way.device)?;
             return Ok(true);
         }
         match self.port.arrival() {
-            Arrival::Message { handler } => self.send_message(handler, device)?,
+            Arrival::Message { handler } => self.send_message(handler, way)?,
             Arrival::Batch => self.take_batch(),
-            Arrival::Reply { call, answer } => self.send_answer(call, answer, device)?,
+            Arrival::Reply { call, answer } => self.send_answer(call, answer, way)?,
             // The near port is ours: a fault would be a mistake of this library, and then nothing is sent any more.
             Arrival::Empty | Arrival::Fault(_) => return Ok(false),
         }
         Ok(true)
+    }
+
+    /// What was written leaves at once if nothing follows: what is still to be noted of it is done while it is on its way.
+    fn hurry(&self, way: &mut Way<'_>) {
+        if way.alone && self.left.is_empty() && !self.port.is_followed() {
+            way.kicked = Some(way.device.kick());
+        }
     }
 
     /// Whether a message of so many bytes may share a packet with others, if that is worth it.
@@ -216,11 +267,11 @@ impl Far {
         len <= SHARED && packed::room(len) <= self.sender.max_message()
     }
 
-    fn send_message(&mut self, handler: u16, device: &mut dyn Device) -> Result<(), DeviceError> {
+    fn send_message(&mut self, handler: u16, way: &mut Way<'_>) -> Result<(), DeviceError> {
         let (incoming, port) = self.port.incoming();
         let (len, call, number) = (incoming.len(), incoming.wants_reply(), port.handling());
         if !call && port.is_followed() && self.may_share(len) {
-            return self.send_packed(handler, device);
+            return self.send_packed(handler, way.device);
         }
         let (incoming, _) = self.port.incoming();
         let outgoing = match call {
@@ -229,12 +280,13 @@ impl Far {
         };
         let written = write(
             &mut self.sender,
-            device,
+            way.device,
             &self.route,
             outgoing,
             handler,
             incoming.bytes(),
         )?;
+        self.hurry(way);
         if call {
             self.note_call(number, written);
         }
@@ -346,7 +398,7 @@ impl Far {
         &mut self,
         call: u16,
         answer: Answer,
-        device: &mut dyn Device,
+        way: &mut Way<'_>,
     ) -> Result<(), DeviceError> {
         if let Some(asking) = self.asking.find(|asking| asking.port == call) {
             let outgoing = raw::Outgoing::Answer {
@@ -355,15 +407,16 @@ impl Far {
             };
             let bytes = self.port.incoming().0.bytes();
             let (sender, route) = (&mut self.sender, &self.route);
-            let written = write(sender, device, route, outgoing, 0, bytes)?;
+            let written = write(sender, way.device, route, outgoing, 0, bytes)?;
             if written.is_none() {
                 // Who waits for it is told that it does not come.
                 let none = raw::Outgoing::Answer {
                     call: asking.packet,
                     answer: raw::Answer::NoReply,
                 };
-                write(sender, device, route, none, 0, &[])?;
+                write(sender, way.device, route, none, 0, &[])?;
             }
+            self.hurry(way);
             self.count(written, 1);
             self.asking.remove(call);
         }
@@ -371,58 +424,92 @@ impl Far {
         Ok(())
     }
 
-    /// Takes a packet that names this channel.
-    pub(super) fn take(&mut self, packet: Packet<&[u8]>) -> Option<News> {
-        match self.receiver.accept_packet(packet) {
-            Ok(Accepted::Message { handler, bytes }) => self.hand_in(handler, None, bytes),
+    /// Takes a packet that names this channel, and delivers what is in it or puts it into the endpoint's ring; news if that.
+    pub(super) fn take(
+        &mut self,
+        packet: Packet<&[u8]>,
+        deliver: &mut Deliver<'_>,
+    ) -> Option<News> {
+        let delivered = match self.receiver.accept_packet(packet) {
+            Ok(Accepted::Message { handler, bytes }) => self.hand_in(handler, None, bytes, deliver),
             Ok(Accepted::Packed(messages)) => {
+                let mut all = true;
                 for (handler, bytes) in messages {
-                    self.hand_in(handler, None, bytes);
+                    all &= self.hand_in(handler, None, bytes, deliver);
                 }
+                all
             }
             Ok(Accepted::Call {
                 handler,
                 call,
                 bytes,
-            }) => self.hand_in(handler, Some(call), bytes),
+            }) => self.hand_in(handler, Some(call), bytes, deliver),
             Ok(Accepted::Answer {
                 call,
                 answer,
                 bytes,
-            }) => self.answer(call, answer, bytes),
+            }) => self.answer(call, answer, bytes, deliver),
             // What came before it is handled before it.
-            Ok(Accepted::Close { answers: false }) if self.holds() => self.closed = true,
+            Ok(Accepted::Close { answers: false }) if self.holds() => {
+                self.closed = true;
+                false
+            }
             Ok(Accepted::Close { answers: false }) => return Some(News::Closed(self.slot())),
             Ok(Accepted::Close { answers: true }) | Err(_) => return None,
-        }
-        Some(News::Arrived(self.slot()))
+        };
+        (!delivered).then(|| News::Arrived(self.slot()))
     }
 
-    /// Gives a message to the endpoint, which `call` says the number of the packet of if it is one; keeps it while there is no room.
-    fn hand_in(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) {
-        if self.holds() || !self.give(handler, call, bytes) {
-            self.held.push_back(Held {
-                handler,
-                call,
-                bytes: bytes.to_vec(),
-            });
+    /// Gives a message to the endpoint, which `call` says the number of the packet of if it is one; keeps it while there is no room. Whether
+    /// it has been handled.
+    fn hand_in(
+        &mut self,
+        handler: u16,
+        call: Option<u32>,
+        bytes: &[u8],
+        deliver: &mut Deliver<'_>,
+    ) -> bool {
+        if self.holds() {
+            self.hold(handler, call, bytes);
+            return false;
         }
+        let (out, number) = (outgoing(handler, call), self.port.next_call());
+        if deliver(self.label, &self.port, Handing::Message(out), bytes) {
+            if let Some(packet) = call {
+                self.note_asking(number, packet);
+            }
+            return true;
+        }
+        if !self.give(handler, call, bytes) {
+            self.hold(handler, call, bytes);
+        }
+        false
+    }
+
+    #[cold]
+    fn hold(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) {
+        self.held.push_back(Held {
+            handler,
+            call,
+            bytes: bytes.to_vec(),
+        });
+    }
+
+    /// A call of the other side has got this number on this one.
+    fn note_asking(&mut self, port: u16, packet: u32) {
+        self.asking.note(Call { port, packet });
     }
 
     /// Whether the endpoint had room for a message, or never will have.
     fn give(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) -> bool {
-        let out = match call {
-            Some(_) => Outgoing::call(handler),
-            None => Outgoing::message(handler),
-        };
         let port = self.port.next_call();
-        let sent = self.port.try_send(out, bytes);
+        let sent = self.port.try_send(outgoing(handler, call), bytes);
         // Room in the ring comes with the next poll. Frames that the application keeps may never come back, and others must not wait.
         if sent == Err(TrySendError::Full) {
             return false;
         }
         if let (Some(packet), Ok(())) = (call, sent) {
-            self.asking.note(Call { port, packet });
+            self.note_asking(port, packet);
         }
         self.note_room(sent);
         true
@@ -459,18 +546,30 @@ impl Far {
         }
     }
 
-    fn answer(&mut self, packet: u32, answer: raw::Answer, bytes: &[u8]) {
+    /// Whether the caller has it.
+    fn answer(
+        &mut self,
+        packet: u32,
+        answer: raw::Answer,
+        bytes: &[u8],
+        deliver: &mut Deliver<'_>,
+    ) -> bool {
         let Some(asked) = self.asked.find(|asked| asked.packet == packet) else {
             self.counts.late_answers += 1;
-            return;
+            return false;
         };
         self.asked.remove(asked.port);
+        let handing = Handing::Answer(asked.port, from_wire(answer));
+        if deliver(self.label, &self.port, handing, bytes) {
+            return true;
+        }
         let sent = self.port.try_answer(asked.port, from_wire(answer), bytes);
         if sent.is_err() {
             // No frame for it, or too long.
             self.end_call(asked.port);
         }
         self.note_room(sent);
+        false
     }
 
     /// Nobody waits for the answer to this call any more, and it may be lost: the call is over, for the port too.
@@ -492,6 +591,13 @@ impl Far {
         let sender = &self.sender;
         // One that is lost, for whatever reason, is as good as one that the network loses.
         let _ = device.transmit(&self.route, HEADER, &mut |out| sender.close(out, answers));
+    }
+}
+
+fn outgoing(handler: u16, call: Option<u32>) -> Outgoing {
+    match call {
+        Some(_) => Outgoing::call(handler),
+        None => Outgoing::message(handler),
     }
 }
 

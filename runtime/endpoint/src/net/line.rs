@@ -1,7 +1,8 @@
 //! One device, and all channels of an endpoint over it.
 
 use super::desk::Desk;
-use super::far::Far;
+use super::far::{Far, Way};
+use super::hand::{Deliver, keep};
 use super::news::News;
 use crate::devices::Carrier;
 use std::cell::{Cell, RefCell, RefMut};
@@ -10,7 +11,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tightbeam_proto::raw::{Counter, Counters};
 use tightbeam_proto::wire::message::{self, Kind};
-use tightbeam_segment::{DeviceError, DeviceStatus, Packet};
+use tightbeam_segment::{DeviceError, DeviceStatus, Outgoing, Packet, Port};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{Watcher, wait_readable};
 
@@ -107,9 +108,9 @@ impl Line {
         self.inner.borrow_mut()
     }
 
-    /// A poll begins: takes in what has come; how many packets, or news of earlier ones. `busy` if the endpoint has
-    /// other work, too, or only wants to send.
-    pub(crate) fn begin_turn(&self, busy: bool) -> usize {
+    /// A poll begins: takes in what has come, and delivers it or keeps it; how many packets, or news of earlier ones. `busy` if the endpoint
+    /// has other work, too, or only wants to send.
+    pub(crate) fn begin_turn(&self, busy: bool, deliver: &mut Deliver<'_>) -> usize {
         self.in_turn.set(true);
         let idle = self.idle.get();
         let mut inner = self.inner();
@@ -119,7 +120,7 @@ impl Line {
         }
         // Sometimes, and not when it matters, it is measured.
         let begin = idle.is_power_of_two().then(Instant::now);
-        let came = inner.receive();
+        let came = inner.receive(deliver);
         if let (Some(begin), 0) = (begin, came) {
             self.look.set(begin.elapsed());
         }
@@ -160,6 +161,23 @@ impl Line {
         if !self.in_turn.get() && (sent == 0 || sent.is_multiple_of(BACKLOG)) {
             inner.flush();
         }
+    }
+
+    /// Sends a message over the channel of this slot, whose near port this is, past its ring, if it is the first since the last turn and
+    /// nothing is in its way; `false` if it is to go through that, and who sends it to [wake](Self::wake) the line.
+    pub(crate) fn send_past(
+        &self,
+        slot: u16,
+        near: &Port,
+        what: (Outgoing, u16),
+        bytes: &[u8],
+    ) -> bool {
+        if self.in_turn.get() || self.sent.get() > 0 {
+            return false;
+        }
+        let sent = self.inner().send_past(slot, near, what, bytes);
+        self.sent.set(u32::from(sent));
+        sent
     }
 
     /// Sends all that waits for the next turn; `false` if the device cannot take all of it now, and will be able to without a word.
@@ -257,6 +275,11 @@ impl Line {
         self.inner().part(slot, false);
     }
 
+    /// Whether there is something that its endpoint has not been told of.
+    pub(crate) fn has_any(&self) -> bool {
+        !self.inner.borrow().news.is_empty()
+    }
+
     /// Takes all news, oldest first.
     pub(crate) fn drain_news(&self, into: &mut Vec<News>) {
         into.append(&mut self.inner().news);
@@ -322,25 +345,20 @@ impl Inner {
     }
 
     fn note_pending(&mut self, slot: u16) {
-        // A drain that has sent nothing wakes, too.
-        if let Some(far) = self.far(slot)
-            && !far.pending
-            && far.has_more()
-        {
-            far.pending = true;
-            self.pending.push(slot);
+        if let Some(Some(far)) = self.fars.get_mut(usize::from(slot)) {
+            note_pending(far, &mut self.pending);
         }
     }
 
     /// Takes in what has come, a few packets at a time, as long as the endpoint has room for what is in them. The rest stays with the
     /// device, which has more room than a ring, and counts what it has none for.
-    pub(super) fn receive(&mut self) -> usize {
+    pub(super) fn receive(&mut self, deliver: &mut Deliver<'_>) -> usize {
         if !self.hand_over() {
             return 1;
         }
         let mut came = 0;
         while came < PACKETS {
-            let more = self.receive_some();
+            let more = self.receive_some(deliver);
             came += more;
             if more < SOME || !self.holding.is_empty() {
                 break;
@@ -369,7 +387,7 @@ impl Inner {
         holding.is_empty()
     }
 
-    fn receive_some(&mut self) -> usize {
+    fn receive_some(&mut self, deliver: &mut Deliver<'_>) -> usize {
         let Inner {
             device,
             fars,
@@ -378,6 +396,7 @@ impl Inner {
             wrong_address,
             desk,
             holding,
+            pending,
             ..
         } = self;
         let came = device.receive(SOME, &mut |packet: Packet<'_>| {
@@ -397,7 +416,9 @@ impl Inner {
                         *wrong_address += 1;
                         return;
                     }
-                    news.extend(far.take(read));
+                    news.extend(far.take(read, deliver));
+                    // What its handler has answered, or sent.
+                    note_pending(far, pending);
                     if far.holds() && !holding.contains(&far.slot()) {
                         holding.push(far.slot());
                     }
@@ -428,7 +449,7 @@ impl Inner {
         };
         for bytes in early {
             if let Ok(packet) = message::Packet::new_checked(bytes.as_slice()) {
-                self.news.extend(far.take(packet));
+                self.news.extend(far.take(packet, &mut keep));
             }
         }
         if far.holds() {
@@ -437,13 +458,42 @@ impl Inner {
     }
 
     /// Sends what the desk has to say.
+    #[inline]
     fn answer_desk(&mut self) {
-        self.unkicked |= self.desk.send_answers(&mut *self.device);
+        if self.desk.has_answers() {
+            self.unkicked |= self.desk.send_answers(&mut *self.device);
+        }
     }
 
     /// Whether there is something that an earlier turn could not send.
     fn waits(&self) -> bool {
         self.unkicked || !self.pending.is_empty() || self.desk.has_answers()
+    }
+
+    fn send_past(
+        &mut self,
+        slot: u16,
+        near: &Port,
+        what: (Outgoing, u16),
+        bytes: &[u8],
+    ) -> bool {
+        if self.waits() {
+            return false;
+        }
+        let Some(Some(far)) = self.fars.get_mut(usize::from(slot)) else {
+            return false;
+        };
+        let mut way = Way {
+            device: &mut *self.device,
+            alone: true,
+            kicked: None,
+        };
+        let sent = far.send_past(near, what, bytes, &mut way);
+        self.news.extend(far.take_ended());
+        if let Some(kicked) = way.kicked {
+            self.unkicked = note_kick(kicked, &mut self.failed);
+        }
+        sent
     }
 
     /// Sends what waits, and has the device send it on its way. Whether the device has had no room for all of it.
@@ -471,20 +521,28 @@ impl Inner {
                 unkicked,
                 failed,
                 news,
+                desk,
+                pending,
                 ..
             } = self;
             if let Some(Some(far)) = fars.get_mut(usize::from(slot)) {
-                let sent = far.send(&mut **device);
+                let mut way = Way {
+                    device: &mut **device,
+                    alone: pending.len() == 1 && !desk.has_answers(),
+                    kicked: None,
+                };
+                let sent = far.send(&mut way);
                 news.extend(far.take_ended());
-                match sent {
-                    Ok(sent) => *unkicked |= sent,
-                    Err(DeviceError::Full) => {
+                match (sent, way.kicked) {
+                    (Ok(_), Some(kicked)) => *unkicked = note_kick(kicked, failed),
+                    (Ok(sent), None) => *unkicked |= sent,
+                    (Err(DeviceError::Full), _) => {
                         *unkicked = true;
                         // Next time the others come first.
                         self.pending.rotate_left(next + 1);
                         return true;
                     }
-                    Err(error) => {
+                    (Err(error), _) => {
                         *failed = Some(error);
                         next += 1;
                         continue;
@@ -501,15 +559,10 @@ impl Inner {
         if !self.unkicked {
             return false;
         }
-        match self.device.kick() {
-            Ok(left) => self.unkicked = left,
-            // What it keeps until it is up again, each turn asks for.
-            Err(error) => {
-                self.failed = Some(error);
-                return false;
-            }
-        }
-        self.unkicked
+        let kicked = self.device.kick();
+        let went = kicked.is_ok();
+        self.unkicked = note_kick(kicked, &mut self.failed);
+        self.unkicked && went
     }
 
     fn part(&mut self, slot: u16, say: bool) {
@@ -524,5 +577,22 @@ impl Inner {
         // What it has brought is not about the next one that gets the slot.
         self.news.retain(|new| !new.is_of(slot));
         self.desk.parted(&gone);
+    }
+}
+
+/// Whether a device that was told to send is to be told again.
+fn note_kick(kicked: Result<bool, DeviceError>, failed: &mut Option<DeviceError>) -> bool {
+    kicked.unwrap_or_else(|error| {
+        *failed = Some(error);
+        // What it keeps until it is up again, each turn asks for.
+        true
+    })
+}
+
+/// Notes that there may be something to send over a channel. A drain that has sent nothing wakes, too.
+fn note_pending(far: &mut Far, pending: &mut Vec<u16>) {
+    if !far.pending && far.has_more() {
+        far.pending = true;
+        pending.push(far.slot());
     }
 }

@@ -14,6 +14,7 @@
 
 mod desk;
 mod far;
+mod hand;
 mod left;
 mod line;
 mod news;

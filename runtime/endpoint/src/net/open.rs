@@ -1,6 +1,7 @@
 //! Opening channels over devices, from the endpoint's side.
 
 use super::desk::{Desk, build, free_slot, seat};
+use super::hand::keep;
 use super::line::{Inner, Line};
 use super::news::Opened;
 use crate::channel::ChannelId;
@@ -162,7 +163,7 @@ fn ask(
             after: options.within,
         })?;
         wait_readable(device.as_fd(), wait.min(LOOK));
-        inner.receive();
+        inner.receive(&mut keep);
         inner.kick();
         match inner.desk.progress() {
             Progress::Nothing | Progress::Again => {}

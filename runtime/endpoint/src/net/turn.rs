@@ -1,5 +1,6 @@
 //! A turn of an endpoint that has devices: takes in what has come, polls, sends what is to be sent.
 
+use super::hand::Doorstep;
 use super::line::Line;
 use super::news::News;
 use crate::channel::{ChannelId, Ending};
@@ -21,17 +22,29 @@ impl<S, D> Endpoint<S, D> {
             .iter()
             .fold(spins, |spins, line| line.spins(spins));
         loop {
-            let mut came = 0;
+            let (mut came, busy) = (0, self.processes > 0 || budget == 0);
+            let (channels, handlers) = (&mut self.channels, &self.handlers);
+            // Processes are looked at when the devices have had their share.
+            let share = budget >> u32::from(self.processes > 0);
+            let mut doorstep = Doorstep::new(channels, handlers, &mut self.state, share);
             for line in &self.lines {
-                came += line.begin_turn(self.processes > 0 || budget == 0);
+                came += line.begin_turn(busy, &mut |label, far, what, bytes| {
+                    doorstep.take(label, far, what, bytes)
+                });
             }
-            if came > 0 {
+            let mut handled = doorstep.handled;
+            if doorstep.has_unwound() {
+                self.lines.iter().for_each(|line| line.end_turn());
+                doorstep.resume();
+            }
+            if came > 0 && self.lines.iter().any(|line| line.has_any()) {
                 self.take_news();
             }
-            let mut handled = match self.processes {
+            let left = budget.saturating_sub(handled);
+            handled += match self.processes {
                 0 => 0,
-                1 => self.poll_process(budget, spins),
-                _ => self.poll_many(budget, 0),
+                1 => self.poll_process(left, spins),
+                _ => self.poll_many(left, 0),
             };
             handled += self.poll_arrived(budget.saturating_sub(handled));
             for line in &self.lines {

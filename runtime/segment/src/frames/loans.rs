@@ -304,7 +304,7 @@ impl Port {
         };
         frame.copy_from_slice(payload);
         self.try_lend(out, core::slice::from_ref(&frame))?;
-        if out.wanted() || out.is_answer() {
+        if out.is_call() || out.is_answer() {
             self.prepare_next_up_to(FETCHED_COPIED, payload.len());
         }
         Ok(())
