@@ -2,7 +2,7 @@
 
 use super::{Answer, Counter, Counters, Seen, Window};
 use crate::wire::Malformed;
-use crate::wire::message::{CLOSE_ACK, Cookie, Kind, PACKED, Packet, Role};
+use crate::wire::message::{Begun, CLOSE_ACK, Cookie, Kind, PACKED, Packet, Role};
 use crate::wire::packed::Packed;
 
 /// What a packet brought.
@@ -105,6 +105,7 @@ impl From<Malformed> for Refused {
 pub struct Receiver {
     cookie: Cookie,
     window: Window,
+    begun: Begun,
     counters: Counters,
 }
 
@@ -119,6 +120,7 @@ impl Receiver {
         Receiver {
             cookie,
             window: Window::new(first),
+            begun: Begun::default(),
             counters: Counters::default(),
         }
     }
@@ -156,7 +158,7 @@ impl Receiver {
         if packet.cookie() != self.cookie {
             return Err(Refused::Cookie);
         }
-        if !packet.crc_holds() {
+        if !packet.crc_holds_after(&mut self.begun) {
             return Err(Refused::Crc);
         }
         match packet.kind() {
