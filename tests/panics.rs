@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::net::UdpSocket;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,17 +14,25 @@ const MESSAGES: u8 = 20;
 /// Numbers of the messages that make their handler panic, the last one among them.
 const BAD: [u8; 3] = [3, 7, MESSAGES - 1];
 
-/// Runs a server that survives its handlers' panics, and a client on a thread of its own.
-fn check(name: &str, work: impl FnOnce(&mut Endpoint) + Send + 'static) {
+/// Runs a server that survives its handlers' panics, and a client on a thread of its own: a process, then one over a device, whose packets
+/// lead straight to their handlers.
+fn check(name: &str, work: impl Fn(&mut Endpoint) + Copy + Send + 'static) {
     let scratch = Scratch::new(name);
+    check_at(scratch.address(), work);
+    let free = UdpSocket::bind(("127.0.0.1", 0)).expect("a port");
+    let address = format!("udp:{}", free.local_addr().expect("it has one"));
+    drop(free);
+    check_at(address, work);
+}
+
+fn check_at(address: String, work: impl Fn(&mut Endpoint) + Send + 'static) {
     let take = Handlers::new().on(TAKE, |seen: &mut Vec<u8>, message, _reply| {
         let number = message.bytes()[0];
         seen.push(number);
         assert!(!BAD.contains(&number), "on purpose");
     });
     let builder = Endpoint::builder().state(Vec::new()).handlers(take);
-    let mut server = builder.listen(&scratch.address()).expect("a free path");
-    let address = scratch.address();
+    let mut server = builder.listen(&address).expect("a free place");
     let client = std::thread::spawn(move || {
         let builder = Endpoint::builder().deadline(PATIENCE);
         work(&mut builder.connect(&address).expect("it listens"));

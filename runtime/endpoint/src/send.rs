@@ -46,7 +46,10 @@ pub(crate) fn wake_from_handler(port: &Port) {
 #[inline(always)]
 fn try_send(channel: &Channel, handler: u16, payload: &[u8]) -> Result<(), SendError> {
     let out = Outgoing::message(handler);
-    if channel.beside.send_past(&channel.port, out, handler, payload) {
+    if channel
+        .beside
+        .send_past(&channel.port, out, handler, payload)
+    {
         return Ok(());
     }
     let sent = channel.port.try_send(out, payload);

@@ -1,5 +1,6 @@
 //! A device's side of one channel: what the near port sends goes into packets, what comes in packets goes to the near port.
 
+use super::calls::{Call, Calls, from_wire, to_wire};
 use super::hand::{Deliver, Handing};
 use super::left::Left;
 use super::news::News;
@@ -15,46 +16,12 @@ use tightbeam_segment::{
 /// Messages longer than this share a packet with no other: what there was to gain is small beside them.
 const SHARED: usize = 512;
 
-/// A call, by its number on either side of the border.
-#[derive(Debug, Clone, Copy)]
-struct Call {
-    /// As the port numbers it.
-    port: u16,
-    /// As packets do.
-    packet: u32,
-}
-
 /// A message that waits for room in the endpoint's ring.
 struct Held {
     handler: u16,
     /// Of a call the number of its packet.
     call: Option<u32>,
     bytes: Vec<u8>,
-}
-
-/// Calls under way in one direction.
-#[derive(Default)]
-struct Calls([Option<Call>; MAX_CALLS]);
-
-impl Calls {
-    /// A port has no more calls open than there are places.
-    fn note(&mut self, call: Call) {
-        if let Some(free) = self.0.iter_mut().find(|place| place.is_none()) {
-            *free = Some(call);
-        }
-    }
-
-    fn find(&self, is_it: impl Fn(&Call) -> bool) -> Option<Call> {
-        self.0.iter().flatten().copied().find(is_it)
-    }
-
-    fn remove(&mut self, port: u16) {
-        for place in &mut self.0 {
-            if place.is_some_and(|call| call.port == port) {
-                *place = None;
-            }
-        }
-    }
 }
 
 /// What a device's side counts of one channel, beside what [`raw::Counter`] names.
@@ -164,6 +131,7 @@ impl Far {
     }
 
     /// The same, of a device that has become narrower; `false` if that is nothing new.
+    #[cold]
     fn narrow_to(&mut self, max_packet: usize) -> bool {
         let narrower = max_packet < HEADER + self.sender.max_message();
         if narrower {
@@ -330,6 +298,7 @@ impl Far {
     }
 
     /// As many short messages as there are and fit into a packet: there is a backlog.
+    #[inline(never)]
     fn send_packed(
         &mut self,
         mut handler: u16,
@@ -358,6 +327,7 @@ impl Far {
         Ok(())
     }
 
+    #[inline(never)]
     fn take_batch(&mut self) {
         let left = &mut self.left;
         self.port
@@ -365,6 +335,7 @@ impl Far {
         self.port.consume();
     }
 
+    #[inline(never)]
     fn send_left(&mut self, device: &mut dyn Device) -> Result<(), DeviceError> {
         if let Some((handler, bytes)) = self.left.first()
             && !self.may_share(bytes.len())
@@ -409,12 +380,7 @@ impl Far {
             let (sender, route) = (&mut self.sender, &self.route);
             let written = write(sender, way.device, route, outgoing, 0, bytes)?;
             if written.is_none() {
-                // Who waits for it is told that it does not come.
-                let none = raw::Outgoing::Answer {
-                    call: asking.packet,
-                    answer: raw::Answer::NoReply,
-                };
-                write(sender, way.device, route, none, 0, &[])?;
+                self.send_none(asking, way.device)?;
             }
             self.hurry(way);
             self.count(written, 1);
@@ -422,6 +388,16 @@ impl Far {
         }
         self.port.consume();
         Ok(())
+    }
+
+    /// Who waits for the answer to a call is told that it does not come.
+    #[cold]
+    fn send_none(&mut self, asking: Call, device: &mut dyn Device) -> Result<(), DeviceError> {
+        let none = raw::Outgoing::Answer {
+            call: asking.packet,
+            answer: raw::Answer::NoReply,
+        };
+        write(&mut self.sender, device, &self.route, none, 0, &[]).map(drop)
     }
 
     /// Takes a packet that names this channel, and delivers what is in it or puts it into the endpoint's ring; news if that.
@@ -473,10 +449,10 @@ impl Far {
             self.hold(handler, call, bytes);
             return false;
         }
-        let (out, number) = (outgoing(handler, call), self.port.next_call());
+        let (out, port) = (outgoing(handler, call), self.port.next_call());
         if deliver(self.label, &self.port, Handing::Message(out), bytes) {
             if let Some(packet) = call {
-                self.note_asking(number, packet);
+                self.asking.note(Call { port, packet });
             }
             return true;
         }
@@ -495,11 +471,6 @@ impl Far {
         });
     }
 
-    /// A call of the other side has got this number on this one.
-    fn note_asking(&mut self, port: u16, packet: u32) {
-        self.asking.note(Call { port, packet });
-    }
-
     /// Whether the endpoint had room for a message, or never will have.
     fn give(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) -> bool {
         let port = self.port.next_call();
@@ -509,7 +480,7 @@ impl Far {
             return false;
         }
         if let (Some(packet), Ok(())) = (call, sent) {
-            self.note_asking(port, packet);
+            self.asking.note(Call { port, packet });
         }
         self.note_room(sent);
         true
@@ -624,20 +595,4 @@ fn write(
         Err(_) => 0,
     })?;
     Ok(number)
-}
-
-fn to_wire(answer: Answer) -> raw::Answer {
-    match answer {
-        Answer::Reply => raw::Answer::Reply,
-        Answer::NoHandler => raw::Answer::NoHandler,
-        Answer::NoReply => raw::Answer::NoReply,
-    }
-}
-
-fn from_wire(answer: raw::Answer) -> Answer {
-    match answer {
-        raw::Answer::Reply => Answer::Reply,
-        raw::Answer::NoHandler => Answer::NoHandler,
-        raw::Answer::NoReply => Answer::NoReply,
-    }
 }

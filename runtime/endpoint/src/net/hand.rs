@@ -62,7 +62,8 @@ impl<'a, S> Doorstep<'a, S> {
         channel.settle();
         let taken = match what {
             Handing::Message(out) => {
-                let (handlers, state, unwound) = (self.handlers, &mut *self.state, &mut self.unwound);
+                let (handlers, state, unwound) =
+                    (self.handlers, &mut *self.state, &mut self.unwound);
                 let handled = far.hand_over(&mut channel.port, out, bytes, |port| {
                     *unwound = handle(handlers, state, port);
                 });
@@ -99,11 +100,21 @@ impl<'a, S> Doorstep<'a, S> {
 ///
 /// Caught here, and resumed when the device is done: it has a packet in hand, which would else be in no place any more. (The state may be
 /// in whatever state the handler left it in, as after every handler that unwinds.)
-fn handle<S>(handlers: &Handlers<S>, state: &mut S, port: &mut Port) -> Option<Box<dyn Any + Send>> {
+fn handle<S>(
+    handlers: &Handlers<S>,
+    state: &mut S,
+    port: &mut Port,
+) -> Option<Box<dyn Any + Send>> {
     let caught = catch_unwind(AssertUnwindSafe(|| {
         let (incoming, port) = port.incoming();
         let index = incoming.handler();
-        handler::handle(handlers.table(), index, state, Message(incoming), Reply::new(port));
+        handler::handle(
+            handlers.table(),
+            index,
+            state,
+            Message(incoming),
+            Reply::new(port),
+        );
     }));
     let unwound = caught.err()?;
     port.count(Counter::HandlerUnwound);

@@ -1,7 +1,7 @@
 //! One device, and all channels of an endpoint over it.
 
 use super::desk::Desk;
-use super::far::{Far, Way};
+use super::far::Far;
 use super::hand::{Deliver, keep};
 use super::news::News;
 use crate::devices::Carrier;
@@ -21,14 +21,12 @@ const PACKETS: usize = 64;
 const SOME: usize = 16;
 /// Messages that wait for the end of a turn at most, so that a backlog shares packets and system calls.
 const BACKLOG: u32 = 256;
-/// Times that a device whose send ring is full is asked to make room before the rest waits for the next turn.
-const TRIES: usize = 3;
 /// Looks in vain after which a device that shares its endpoint with processes, or with a sender, is looked at only every so many turns: a
 /// look at a socket is a system call, which takes longer than a round trip to a process, and half as long as a call that sends.
 const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
-/// What a spin takes on the build machine, about: the processor's `pause`.
-const SPIN: Duration = Duration::from_nanos(25);
+/// What a spin takes on the build machine, about, in nanoseconds: the processor's `pause`.
+const SPIN: u32 = 25;
 
 /// A device, which an endpoint and its channels have together.
 pub(crate) struct Line {
@@ -43,8 +41,8 @@ pub(crate) struct Line {
     sent: Cell<u32>,
     /// Looks in vain since something came.
     idle: Cell<u32>,
-    /// How long the last ones took of which it was measured.
-    look: Cell<Duration>,
+    /// How many nanoseconds the last ones took of which it was measured.
+    look: Cell<u32>,
     watched: Cell<bool>,
     /// System calls in which its endpoint has waited.
     waits: Cell<u64>,
@@ -55,7 +53,7 @@ pub(super) struct Inner {
     /// By the slots in their cookies.
     pub(super) fars: Vec<Option<Box<Far>>>,
     /// Those that may have something to send.
-    pending: Vec<u16>,
+    pub(super) pending: Vec<u16>,
     /// Something is in the device's send ring that it was not told of.
     pub(super) unkicked: bool,
     pub(super) news: Vec<News>,
@@ -67,7 +65,7 @@ pub(super) struct Inner {
     pub(super) wrong_address: u64,
     pub(super) desk: Desk,
     /// Why the device did not send what it was to.
-    failed: Option<DeviceError>,
+    pub(super) failed: Option<DeviceError>,
 }
 
 impl Line {
@@ -94,7 +92,7 @@ impl Line {
             in_turn: Cell::new(false),
             sent: Cell::new(0),
             idle: Cell::new(0),
-            look: Cell::new(Duration::ZERO),
+            look: Cell::new(0),
             watched: Cell::new(false),
             waits: Cell::new(0),
         })
@@ -121,8 +119,13 @@ impl Line {
         // Sometimes, and not when it matters, it is measured.
         let begin = idle.is_power_of_two().then(Instant::now);
         let came = inner.receive(deliver);
+        // What was answered is on its way before anything else is done.
+        if came > 0 && inner.waits() {
+            inner.flush();
+        }
         if let (Some(begin), 0) = (begin, came) {
-            self.look.set(begin.elapsed());
+            let took = begin.elapsed().as_nanos();
+            self.look.set(took.try_into().unwrap_or(u32::MAX));
         }
         self.idle.set(if came > 0 {
             0
@@ -135,16 +138,17 @@ impl Line {
     /// How often to look at it in the time that so many spins take: a look at a ring of AF_XDP takes about as long as one, a look at a
     /// socket as long as ten.
     pub(crate) fn spins(&self, spins: u32) -> u32 {
-        let all = SPIN * spins;
-        let look = self.look.get().max(SPIN).as_nanos().max(1);
-        spins.min((all.as_nanos() / look) as u32)
+        let all = u64::from(SPIN) * u64::from(spins);
+        (all / u64::from(self.look.get().max(SPIN))) as u32
     }
 
     /// A poll ends: sends what there is, with one kick.
     pub(crate) fn end_turn(&self) {
         self.in_turn.set(false);
-        if self.sent.replace(0) > 0 || self.inner.borrow().waits() {
-            self.inner().flush();
+        self.sent.set(0);
+        let mut inner = self.inner();
+        if inner.waits() {
+            inner.flush();
         }
     }
 
@@ -457,114 +461,6 @@ impl Inner {
         }
     }
 
-    /// Sends what the desk has to say.
-    #[inline]
-    fn answer_desk(&mut self) {
-        if self.desk.has_answers() {
-            self.unkicked |= self.desk.send_answers(&mut *self.device);
-        }
-    }
-
-    /// Whether there is something that an earlier turn could not send.
-    fn waits(&self) -> bool {
-        self.unkicked || !self.pending.is_empty() || self.desk.has_answers()
-    }
-
-    fn send_past(
-        &mut self,
-        slot: u16,
-        near: &Port,
-        what: (Outgoing, u16),
-        bytes: &[u8],
-    ) -> bool {
-        if self.waits() {
-            return false;
-        }
-        let Some(Some(far)) = self.fars.get_mut(usize::from(slot)) else {
-            return false;
-        };
-        let mut way = Way {
-            device: &mut *self.device,
-            alone: true,
-            kicked: None,
-        };
-        let sent = far.send_past(near, what, bytes, &mut way);
-        self.news.extend(far.take_ended());
-        if let Some(kicked) = way.kicked {
-            self.unkicked = note_kick(kicked, &mut self.failed);
-        }
-        sent
-    }
-
-    /// Sends what waits, and has the device send it on its way. Whether the device has had no room for all of it.
-    fn flush(&mut self) -> bool {
-        for _ in 0..TRIES {
-            self.answer_desk();
-            let full = self.send_pending() || self.desk.has_answers();
-            let left = self.kick();
-            if !full {
-                return left;
-            }
-            self.device.reclaim();
-        }
-        true
-    }
-
-    /// Whether the device's send ring is full before all is sent. What cannot be sent for another reason stays, and keeps nobody else
-    /// from sending.
-    fn send_pending(&mut self) -> bool {
-        let mut next = 0;
-        while let Some(&slot) = self.pending.get(next) {
-            let Inner {
-                device,
-                fars,
-                unkicked,
-                failed,
-                news,
-                desk,
-                pending,
-                ..
-            } = self;
-            if let Some(Some(far)) = fars.get_mut(usize::from(slot)) {
-                let mut way = Way {
-                    device: &mut **device,
-                    alone: pending.len() == 1 && !desk.has_answers(),
-                    kicked: None,
-                };
-                let sent = far.send(&mut way);
-                news.extend(far.take_ended());
-                match (sent, way.kicked) {
-                    (Ok(_), Some(kicked)) => *unkicked = note_kick(kicked, failed),
-                    (Ok(sent), None) => *unkicked |= sent,
-                    (Err(DeviceError::Full), _) => {
-                        *unkicked = true;
-                        // Next time the others come first.
-                        self.pending.rotate_left(next + 1);
-                        return true;
-                    }
-                    (Err(error), _) => {
-                        *failed = Some(error);
-                        next += 1;
-                        continue;
-                    }
-                }
-            }
-            self.pending.swap_remove(next);
-        }
-        false
-    }
-
-    /// Whether something is left that the device is to be asked for again soon.
-    pub(super) fn kick(&mut self) -> bool {
-        if !self.unkicked {
-            return false;
-        }
-        let kicked = self.device.kick();
-        let went = kicked.is_ok();
-        self.unkicked = note_kick(kicked, &mut self.failed);
-        self.unkicked && went
-    }
-
     fn part(&mut self, slot: u16, say: bool) {
         let Some(gone) = self.fars.get_mut(usize::from(slot)).and_then(Option::take) else {
             return;
@@ -578,15 +474,6 @@ impl Inner {
         self.news.retain(|new| !new.is_of(slot));
         self.desk.parted(&gone);
     }
-}
-
-/// Whether a device that was told to send is to be told again.
-fn note_kick(kicked: Result<bool, DeviceError>, failed: &mut Option<DeviceError>) -> bool {
-    kicked.unwrap_or_else(|error| {
-        *failed = Some(error);
-        // What it keeps until it is up again, each turn asks for.
-        true
-    })
 }
 
 /// Notes that there may be something to send over a channel. A drain that has sent nothing wakes, too.

@@ -11,7 +11,12 @@
 //! To an endpoint a device is a peer like any other, whose side of the rings happens to be in the same process. It says that it always
 //! sleeps, so what wakes a peer is what tells a line that there is something to send; a channel to a process is never asked whether it
 //! is one.
+//!
+//! What nothing has to wait for goes past those rings, both ways (`hand.rs`): a message that has come to its handler, an answer to its caller, the
+//! first message since the last turn into a packet. Going through them, and what an endpoint does between a slot's two sides, was a third of
+//! the time that an endpoint took beside a bare loop over AF_XDP's rings.
 
+mod calls;
 mod desk;
 mod far;
 mod hand;
@@ -19,6 +24,7 @@ mod left;
 mod line;
 mod news;
 mod open;
+mod outlet;
 mod turn;
 
 pub(crate) use desk::Hosts;
