@@ -284,6 +284,77 @@ mod tests {
         assert_eq!(near.counters().get(crate::Counter::Received), 0);
     }
 
+    /// A device that is full keeps a message; what is handed over meanwhile carries credit for it, and its slots are used again.
+    #[test]
+    fn what_is_held_is_not_looked_for_in_its_slots_again() {
+        for (len, before) in [8, 60, 120, 1000]
+            .into_iter()
+            .flat_map(|len| (0..40).map(move |n| (len, n)))
+        {
+            let (mut near, mut far) = pair(64);
+            let message = |n: u8| alloc::vec![n; len];
+            let next = |far: &mut Port, handler, n| {
+                assert_eq!(
+                    far.arrival(),
+                    Arrival::Message { handler },
+                    "{len}, {before}"
+                );
+                assert_eq!(far.incoming().0.bytes(), message(n), "{len}, {before}");
+            };
+            for n in 0..before {
+                near.try_send(Outgoing::message(1), &message(n)).unwrap();
+                next(&mut far, 1, n);
+                far.consume();
+                far.hand_over(&mut near, Outgoing::message(9), b"credit", |_| ())
+                    .unwrap();
+            }
+            near.try_send(Outgoing::message(2), &message(77)).unwrap();
+            next(&mut far, 2, 77);
+            let mut sent = 0;
+            for _ in 0..30 {
+                let answers =
+                    |near: &mut Port| near.try_send(Outgoing::message(3), &message(sent)).is_ok();
+                sent += u8::from(
+                    far.hand_over(&mut near, Outgoing::message(9), b"", answers)
+                        .unwrap(),
+                );
+            }
+            assert!(sent > 1 && far.has_arrival());
+            next(&mut far, 2, 77);
+            far.consume();
+            for n in 0..sent {
+                next(&mut far, 3, n);
+                far.consume();
+            }
+            assert_eq!(far.arrival(), Arrival::Empty);
+            assert!(audit_pair(&far, &near).is_empty());
+        }
+    }
+
+    #[test]
+    fn no_two_open_calls_have_one_number() {
+        let (near, mut far) = pair(64);
+        let first = near.next_call();
+        for n in 0..=u32::from(u16::MAX) {
+            let out = if n == 0 {
+                Outgoing::call(1)
+            } else {
+                Outgoing::message(1)
+            };
+            near.try_send(out, b"").unwrap();
+            assert_eq!(far.arrival(), Arrival::Message { handler: 1 });
+            far.consume();
+            far.finish_drain();
+        }
+        assert_eq!(near.next_call(), first);
+        let again = near.try_send(Outgoing::call(1), b"");
+        assert_eq!(again, Err(crate::TrySendError::TooManyCalls));
+        assert!(!near.may_pass(&far, Outgoing::call(1), 0));
+        near.try_send(Outgoing::message(1), b"").unwrap();
+        near.try_send(Outgoing::call(1), b"").unwrap();
+        assert_eq!(near.open_calls(), 2);
+    }
+
     #[test]
     fn a_handler_that_unwinds_has_had_its_message() {
         extern crate std;

@@ -211,6 +211,9 @@ impl Port {
     /// [`consume`](Self::consume) it; a second look before that finds the same.
     #[inline]
     pub fn arrival(&mut self) -> Arrival {
+        if self.holds_message() && self.fault.get().is_none() {
+            return self.held_arrival();
+        }
         let found = Descriptor(self.head());
         if found.tag() != self.rx.tag.get() as u8 {
             return match self.fault.get() {
@@ -220,6 +223,23 @@ impl Port {
         }
         PeerLine::acquire();
         self.flagged_arrival(found)
+    }
+
+    /// What the message is that has been found and not consumed. Its slots are not looked at again: credit for them may be on its way, and
+    /// with the next message that the peer sends they hold something else.
+    #[cold]
+    fn held_arrival(&self) -> Arrival {
+        let own_bits = Descriptor::COPIED | Descriptor::CONSUMED;
+        let header = Descriptor(self.header.get().0 & !own_bits);
+        let call = header.target();
+        let answer = match header.kind() {
+            Some(Kind::Reply) => Answer::Reply,
+            Some(Kind::NoHandler) => Answer::NoHandler,
+            Some(Kind::NoReply) => Answer::NoReply,
+            Some(Kind::Batch) => return Arrival::Batch,
+            Some(Kind::Message | Kind::Jump) | None => return Arrival::Message { handler: call },
+        };
+        Arrival::Reply { call, answer }
     }
 
     /// Ends every use of the last message, to look for the next.
@@ -279,9 +299,11 @@ impl Port {
         }
     }
 
-    /// Whether a look would find something; changes nothing.
+    /// Whether a look would find something, or has found something that is not consumed; changes nothing.
     pub fn has_arrival(&self) -> bool {
-        Descriptor(self.head()).tag() == self.rx.tag.get() as u8 || self.fault.get().is_some()
+        Descriptor(self.head()).tag() == self.rx.tag.get() as u8
+            || self.holds_message()
+            || self.fault.get().is_some()
     }
 
     fn head(&self) -> u64 {
