@@ -161,8 +161,8 @@ fn packed_messages_that_are_not_whole() {
         (0, 0),
         (1, used),
         (3, used),
-        (2, used - 8),
-        (2, used + 8),
+        (2, used - 1),
+        (2, used + 1),
         (2, 0),
     ] {
         let packet = sealed(header(count, 0), &payload[..used]);

@@ -1,19 +1,19 @@
 //! Several messages in one packet's payload, for a backlog.
 //!
 //! ```text
-//!   u16 length | u16 handler | bytes ... | zeros up to a multiple of 8
+//!   u16 length | u16 handler | bytes ...
 //! ```
 //!
-//! Little-endian, one after the other, as many as the header's handler field says and nothing behind them.
+//! Little-endian, one behind the other, as many as the header's handler field says and nothing behind them. Not aligned: who receives them copies
+//! them anyway, and in a full packet zeros between them would take the place of others (a third, of messages of 8 bytes).
 
 use super::{Malformed, array};
 
 const HEADER: usize = 4;
-const STEP: usize = 8;
 
 /// Bytes that a message of so many takes among others.
 pub const fn room(len: usize) -> usize {
-    (HEADER + len).next_multiple_of(STEP)
+    HEADER + len
 }
 
 /// Puts a message behind the first `used` bytes; how many are used then. `None`, and nothing is written, if it does not fit, or is
@@ -25,9 +25,7 @@ pub fn push(out: &mut [u8], used: usize, handler: u16, message: &[u8]) -> Option
     let (header, body) = place.split_first_chunk_mut::<HEADER>()?;
     let ([a, b], [c, d]) = (len.to_le_bytes(), handler.to_le_bytes());
     *header = [a, b, c, d];
-    let (bytes, padding) = body.split_at_mut_checked(message.len())?;
-    bytes.copy_from_slice(message);
-    padding.fill(0);
+    body.copy_from_slice(message);
     Some(end)
 }
 
