@@ -65,6 +65,10 @@ fn echo(pair: &Pair, listen: &str, connect: &str, wait: Wait, longest: usize) {
             let channel = client.channels().next().unwrap();
             let status = client.device_status(channel).unwrap();
             assert_eq!(status.count("lost"), Some(0), "{status:?}");
+            if status.kind == "xdp" {
+                assert_eq!(status.count("frames_missing"), Some(0), "{status:?}");
+                assert!(status.count("frames_receiving") > Some(0), "{status:?}");
+            }
         });
         drop(stops);
         let (calls, events) = server.join().unwrap();

@@ -115,6 +115,7 @@ pub(crate) fn run(board: &Ledger, address: &str) {
         let status = endpoint.device_status(third).expect("it is open");
         let count = |label| status.count(label).expect("it is counted");
         assert_eq!(count("channel_no_room"), 0, "{status:?}");
+        assert_eq!(status.count("frames_missing").unwrap_or(0), 0, "{status:?}");
         (count("accepted") + count("lost") == packets).then_some(count("lost"))
     });
     board.write(LOST, lost);

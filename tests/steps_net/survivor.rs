@@ -269,7 +269,7 @@ impl Survivor {
         Ok(())
     }
 
-    /// Of the frames of both channels each is in one place, and none is out; and so are slots and credits.
+    /// Of the frames of both channels each is in one place, and none is out; and so are slots and credits, and the device's own frames.
     pub(crate) fn audit(&self) -> Checked {
         let both = [Some(self.third), self.victim.filter(|_| !self.closed)];
         for channel in both.into_iter().flatten() {
@@ -280,6 +280,10 @@ impl Survivor {
             }
             if let Some(audit) = self.endpoint.audit(channel) {
                 check(audit.findings.is_empty(), || audit.to_string())?;
+            }
+            if let Some(status) = self.endpoint.device_status(channel) {
+                let missing = status.count("frames_missing").unwrap_or(0);
+                check(missing == 0, || format!("{missing} frames of the device"))?;
             }
         }
         Ok(())

@@ -176,6 +176,15 @@ impl Sockets {
         self.queues[place].xsk.receive(&mut self.umem)
     }
 
+    /// Frames of which nobody has the token, nor the kernel the frame: none, if none was dropped.
+    pub(crate) fn missing(&self) -> u64 {
+        let (receiving, sending) = self.umem.with_kernel();
+        let free = self.queues.iter().map(|queue| queue.to_fill.len());
+        let free = free.sum::<usize>() + self.to_send.len();
+        let whole = u64::from(self.umem.count());
+        whole - u64::from(receiving) - u64::from(sending) - free as u64
+    }
+
     /// Takes back the frames whose packets have left; how many that were.
     #[inline]
     pub(crate) fn reclaim(&mut self) -> Result<u32, RingFault> {

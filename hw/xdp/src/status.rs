@@ -129,6 +129,7 @@ fn counts(device: &XdpDevice) -> Vec<(&'static str, u64)> {
     let waiting = device.sockets.sender().transmit_outstanding();
     let waiting = waiting.map_or(0, u64::from);
     let waiting = if device.gone { 0 } else { waiting };
+    let (receiving, sending) = device.sockets.umem.with_kernel();
     let mut counts = vec![
         ("sent", stats.queued - waiting),
         ("received", stats.received),
@@ -139,6 +140,10 @@ fn counts(device: &XdpDevice) -> Vec<(&'static str, u64)> {
         ("lost_interface_down", stats.down),
         ("lost_malformed", stats.malformed),
         ("lost_other_address", stats.misaddressed),
+        // Each frame is in one place (I7): the rest is free.
+        ("frames_receiving", receiving.into()),
+        ("frames_sending", sending.into()),
+        ("frames_missing", device.sockets.missing()),
     ];
     // A socket whose interface is gone still tells.
     let queues = device.sockets.queues.iter();

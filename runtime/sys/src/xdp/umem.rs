@@ -126,6 +126,12 @@ impl Umem {
         self.holders.len() as u32
     }
 
+    /// How many frames the kernel has: to receive into, and to send.
+    pub fn with_kernel(&self) -> (u32, u32) {
+        let count = |by: Holder| self.holders.iter().filter(|holder| **holder == by).count() as u32;
+        (count(Holder::Fill), count(Holder::Transmit))
+    }
+
     /// Bytes of a frame.
     pub fn frame_bytes(&self) -> u32 {
         self.frame_bytes
@@ -256,6 +262,7 @@ mod tests {
     fn a_frame_is_reached_through_its_token_alone() {
         let (umem, mut frames) = Umem::create(4, 2048).unwrap();
         assert_eq!((umem.count(), frames.len()), (4, 4));
+        assert_eq!(umem.with_kernel(), (0, 0));
         for (n, frame) in frames.iter_mut().enumerate() {
             umem.bytes_mut(frame).fill(n as u8 + 1);
         }
