@@ -183,7 +183,7 @@ impl Far {
     ) -> bool {
         let len = bytes.len();
         if !self.left.is_empty()
-            || len > self.sender.max_message()
+            || len > self.sender.max_message().min(near.max_message())
             || !near.may_pass(&self.port, out, len)
         {
             return false;

@@ -1,9 +1,9 @@
 //! Handing what a packet brought straight to its channel: between a packet and its handler there is then no ring.
 
-use crate::channel::{Channel, ChannelId};
+use crate::channel::{Channel, ChannelId, Ending};
 use crate::handler::{self, Handlers, Message, Reply};
 use std::any::Any;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use tightbeam_segment::{Answer, Counter, Outgoing, Port};
 
 /// What is handed over.
@@ -27,10 +27,13 @@ pub(super) struct Doorstep<'a, S> {
     pub(super) channels: &'a mut [Option<Box<Channel>>],
     pub(super) handlers: &'a Handlers<S>,
     pub(super) state: &'a mut S,
-    /// Messages that may still be handled in this turn, and those that were.
+    /// Messages that may be handled so far in this turn, and those that were.
     pub(super) budget: usize,
     pub(super) handled: usize,
-    unwound: Option<Box<dyn Any + Send>>,
+    /// Of some channel the end is near.
+    pub(super) faulted: bool,
+    /// What a handler has unwound with, to go on when the device holds nothing any more that it would take along.
+    pub(super) unwound: Option<Box<dyn Any + Send>>,
 }
 
 impl<'a, S> Doorstep<'a, S> {
@@ -38,14 +41,14 @@ impl<'a, S> Doorstep<'a, S> {
         channels: &'a mut [Option<Box<Channel>>],
         handlers: &'a Handlers<S>,
         state: &'a mut S,
-        budget: usize,
     ) -> Self {
         Doorstep {
             channels,
             handlers,
             state,
-            budget,
+            budget: 0,
             handled: 0,
+            faulted: false,
             unwound: None,
         }
     }
@@ -59,7 +62,11 @@ impl<'a, S> Doorstep<'a, S> {
         if self.handled >= self.budget || self.unwound.is_some() || !channel.may_take(id) {
             return false;
         }
-        channel.settle();
+        if channel.unsettled {
+            channel.settle();
+            // No drain is to come that would see that there is room again.
+            channel.port.finish_drain();
+        }
         let taken = match what {
             Handing::Message(out) => {
                 let (handlers, state, unwound) =
@@ -80,19 +87,12 @@ impl<'a, S> Doorstep<'a, S> {
         if taken {
             channel.disarm();
             self.handled += 1;
+            if let Some(fault) = channel.port.fault() {
+                channel.note_ending(Ending::Faulted(fault));
+                self.faulted = true;
+            }
         }
         taken
-    }
-
-    pub(super) fn has_unwound(&self) -> bool {
-        self.unwound.is_some()
-    }
-
-    /// What a handler has unwound with goes on, now that the device holds nothing that it would take along.
-    pub(super) fn resume(self) {
-        if let Some(unwound) = self.unwound {
-            resume_unwind(unwound);
-        }
     }
 }
 

@@ -5,6 +5,8 @@ use super::line::Line;
 use super::news::News;
 use crate::channel::{ChannelId, Ending};
 use crate::{Endpoint, Event};
+use std::any::Any;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::rc::Rc;
 
 /// So often the ring of the only process is looked at between two looks at the devices: some 400 ns, of which a round trip over a device
@@ -24,29 +26,30 @@ impl<S, D> Endpoint<S, D> {
         loop {
             let (mut came, busy) = (0, self.processes > 0 || budget == 0);
             let (channels, handlers) = (&mut self.channels, &self.handlers);
-            // Processes are looked at when the devices have had their share.
-            let share = budget >> u32::from(self.processes > 0);
-            let mut doorstep = Doorstep::new(channels, handlers, &mut self.state, share);
+            // Processes, and channels in whose rings something is, are looked at when the devices have had their share.
+            let rings = u32::from(self.processes > 0) + u32::from(!self.arrived.is_empty());
+            let share = (budget >> rings).div_ceil(self.lines.len());
+            let mut doorstep = Doorstep::new(channels, handlers, &mut self.state);
             for line in &self.lines {
+                doorstep.budget = doorstep.handled + share;
                 came += line.begin_turn(busy, &mut |label, far, what, bytes| {
                     doorstep.take(label, far, what, bytes)
                 });
             }
             let mut handled = doorstep.handled;
-            if doorstep.has_unwound() {
-                self.lines.iter().for_each(|line| line.end_turn());
-                doorstep.resume();
+            self.due.note_ending(doorstep.faulted);
+            if let Some(unwound) = doorstep.unwound {
+                self.unwind(unwound);
             }
             if came > 0 && self.lines.iter().any(|line| line.has_any()) {
                 self.take_news();
             }
-            let left = budget.saturating_sub(handled);
-            handled += match self.processes {
-                0 => 0,
-                1 => self.poll_process(left, spins),
-                _ => self.poll_many(left, 0),
-            };
-            handled += self.poll_arrived(budget.saturating_sub(handled));
+            if rings > 0 || !self.arrived.is_empty() {
+                let spins = if handled > 0 { 0 } else { spins };
+                let left = budget.saturating_sub(handled);
+                let polled = catch_unwind(AssertUnwindSafe(|| self.poll_rings(left, spins)));
+                handled += polled.unwrap_or_else(|unwound| self.unwind(unwound));
+            }
             for line in &self.lines {
                 line.end_turn();
             }
@@ -58,6 +61,23 @@ impl<S, D> Endpoint<S, D> {
             }
             spins -= 1;
         }
+    }
+
+    /// A handler has unwound: the turn ends as every turn does, before that goes on.
+    #[cold]
+    fn unwind(&self, unwound: Box<dyn Any + Send>) -> ! {
+        self.lines.iter().for_each(|line| line.end_turn());
+        resume_unwind(unwound)
+    }
+
+    /// Processes, and channels in whose rings there may be something.
+    fn poll_rings(&mut self, budget: usize, spins: u32) -> usize {
+        let handled = match self.processes {
+            0 => 0,
+            1 => self.poll_process(budget, spins),
+            _ => self.poll_many(budget, 0),
+        };
+        handled + self.poll_arrived(budget.saturating_sub(handled))
     }
 
     /// The only process.
@@ -90,6 +110,10 @@ impl<S, D> Endpoint<S, D> {
                 }
             }
             self.arrived.swap_remove(n);
+        }
+        if n < self.arrived.len() {
+            // Next time the others come first.
+            self.arrived.rotate_left(n);
         }
         handled
     }
