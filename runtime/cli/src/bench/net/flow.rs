@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 
 /// Bytes of a message's number.
 pub(super) const NUMBER: usize = 8;
-/// Messages between two looks at the clock and at the endpoint.
+/// Messages between two looks at the clock and at the endpoint; and if as many are sent as go.
 const BURST: u64 = 32;
+const FLOOD: u64 = 256;
 /// Run lengths are counted by powers of two: 1, 2-3, 4-7, and so on; the last has all that are longer.
 pub(super) const LENGTHS: usize = 10;
 
@@ -232,11 +233,14 @@ fn offer(source: &mut dyn Source, size: usize, pace: Pace, time: Duration) -> io
         if gone >= time {
             return Ok(said);
         }
-        let due = match pace {
-            Pace::PerSecond(rate) => (gone.as_secs_f64() * rate) as u64,
-            Pace::AsManyAsGo => u64::MAX,
+        let burst = match pace {
+            Pace::PerSecond(rate) => {
+                let due = (gone.as_secs_f64() * rate) as u64;
+                BURST.min(due.saturating_sub(said.offered))
+            }
+            Pace::AsManyAsGo => FLOOD,
         };
-        for _ in 0..BURST.min(due.saturating_sub(said.offered)) {
+        for _ in 0..burst {
             said.offered += 1;
             message[..NUMBER].copy_from_slice(&said.sent.to_le_bytes());
             match source.send(&message)? {

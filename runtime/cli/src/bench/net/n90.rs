@@ -25,6 +25,8 @@ use std::time::Duration;
 const ALL: [By; 5] = [By::Udp, By::UdpMmsg, By::Tcp, By::TightbeamUdp, By::Xdp];
 /// The longest that goes into a packet of every path is 1,440 bytes; beyond, only TCP goes on.
 const SIZES: [usize; 9] = [8, 16, 32, 64, 128, 256, 512, 1024, 1440];
+/// Bytes of the longest packet over Ethernet.
+const LONGEST: u32 = 1514;
 /// The share of a full link that N90 is about.
 const SHARE: f64 = 0.9;
 
@@ -40,12 +42,25 @@ pub(crate) struct N90Args {
     /// Time for the measurements in seconds, besides opening and waiting for the last messages
     #[arg(long, default_value_t = 30.0, value_parser = parse_seconds, allow_negative_numbers = true)]
     seconds: f64,
+    /// What the queue in front of the link counts
+    #[arg(long, value_enum, default_value_t = Queue::Packets)]
+    queue: Queue,
     /// Draw N90 against the rate of the link into this SVG file
     #[arg(long, value_name = "FILE")]
     picture: Option<PathBuf>,
     /// Print one JSON object instead of a table
     #[arg(long)]
     json: bool,
+}
+
+/// What the queue in front of the link is limited in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Queue {
+    /// Packets, as the queues of most NICs and of Linux are
+    Packets,
+    /// Bytes: where it is full a short packet finds room more often than a long one
+    Bytes,
 }
 
 /// One path over one link.
@@ -92,6 +107,7 @@ fn n90(shares: &[(usize, f64)]) -> Option<f64> {
 struct Report {
     schema: u32,
     machine: Machine,
+    queue: Queue,
     n90: Vec<Row>,
     #[serde(skip_serializing_if = "Option::is_none")]
     skipped: Option<&'static str>,
@@ -107,6 +123,7 @@ pub(crate) fn run(args: &N90Args) -> Result<(), Box<dyn std::error::Error>> {
     let mut report = Report {
         schema: SCHEMA,
         machine: Machine::read(cpus),
+        queue: args.queue,
         n90: Vec::new(),
         skipped: None,
     };
@@ -134,13 +151,7 @@ fn measure(args: &N90Args, cable: &Cable, cpus: [usize; 2]) -> io::Result<Vec<Ro
     let time = Duration::from_secs_f64(args.seconds / cells);
     let mut rows = Vec::new();
     for &link in &args.links {
-        // A bucket of a few milliseconds, or of some packets; behind it a queue of a few more.
-        let burst = (link * 1_000 / 8 * 2).max(20_000);
-        let shape = format!(
-            "tc qdisc replace dev eth2 root tbf rate {link}mbit burst {burst} limit {}",
-            burst * 4
-        );
-        cable.run(1, &shape).map_err(io::Error::other)?;
+        shape(cable, link, args.queue).map_err(io::Error::other)?;
         let mut goodputs = ALL.map(|_| Vec::new());
         for size in SIZES {
             for (by, goodputs) in ALL.iter().zip(&mut goodputs) {
@@ -158,6 +169,22 @@ fn measure(args: &N90Args, cable: &Cable, cpus: [usize; 2]) -> io::Result<Vec<Ro
         }
     }
     Ok(rows)
+}
+
+/// Shapes the middle link: a bucket of a few milliseconds, or of some packets; behind it a queue of a few more.
+fn shape(cable: &Cable, mbit: u32, queue: Queue) -> Result<(), CableError> {
+    let burst = (mbit * 1_000 / 8 * 2).max(20_000);
+    let limit = burst * 4;
+    let bucket = format!("tbf rate {mbit}mbit burst {burst} limit {limit}");
+    cable.run(
+        1,
+        &format!("tc qdisc replace dev eth2 root handle 1: {bucket}"),
+    )?;
+    let inner = match queue {
+        Queue::Bytes => format!("bfifo limit {limit}"),
+        Queue::Packets => format!("pfifo limit {}", limit / LONGEST),
+    };
+    cable.run(1, &format!("tc qdisc replace dev eth2 parent 1:1 {inner}"))
 }
 
 /// Payload bytes a second at the receiver, without what the bucket let through at once.
