@@ -27,8 +27,9 @@ impl<S, D> Endpoint<S, D> {
     /// Handles what has arrived, at most about `budget` messages shared fairly among the channels, and returns how many.
     ///
     /// Where there are several channels, at most 32 messages of each are handled before the next one's turn (a batch is handled as a
-    /// whole); what comes over a device is handled in the order in which it came, each device's up to its share of the budget. Of more than 8 channels it looks at those over which something came lately, and at 4 of the others in turn: what
-    /// a poll costs follows the channels that are used.
+    /// whole); what comes over a device is handled in the order in which it came, each device's up to its share of the budget. Of
+    /// more than 8 channels it looks at those over which something came lately, and at 4 of the others in turn: what a poll costs
+    /// follows the channels that are used.
     ///
     /// With a budget of 0 it sends what waits, and where nothing has come lately it looks at devices only at every 16th call.
     ///
