@@ -526,6 +526,7 @@ fn no_queue_takes_what_is_too_long_for_its_path() {
 }
 
 /// What a server answers, and how often it did.
+#[derive(Default)]
 struct Answers {
     heard: u64,
     sent: u64,
@@ -535,35 +536,34 @@ struct Answers {
 /// A device that has no room keeps what it was to send, whatever else comes and goes meanwhile.
 #[test]
 fn what_a_full_ring_has_kept_is_sent_before_what_came_later() {
-    const TELL: u16 = 3;
     for (port, len) in (47230..).zip([8, 60, 120, 1000]) {
-        let handlers = Handlers::new().on(TELL, |answers: &mut Answers, _, reply| {
+        let handlers = Handlers::new().on(ECHO, |answers: &mut Answers, _, reply| {
             answers.heard += 1;
             let mut message = vec![0; answers.len];
             message[..8].copy_from_slice(&answers.sent.to_le_bytes());
             answers.sent += u64::from(reply.try_send(COUNT, &message).is_ok());
         });
-        let (heard, sent) = (0, 0);
         let builder = tightbeam_endpoint::Endpoint::<(), One>::builder();
-        let builder = builder.state(Answers { heard, sent, len });
+        let builder = builder.state(Answers {
+            len,
+            ..Answers::default()
+        });
         let address = format!("one:127.0.0.1:{port}");
         let mut server = builder.handlers(handlers).listen(&address).unwrap();
         let (tell, tells) = mpsc::channel::<u64>();
         let client = thread::spawn(move || {
-            // Takes them in order, and each once.
             let count =
                 |next: &mut u64, message: tightbeam::Message<'_>, _: tightbeam::Reply<'_>| {
                     let bytes = message.bytes();
                     assert_eq!(bytes[..8], next.to_le_bytes(), "of {}", bytes.len());
                     *next += 1;
                 };
-            let builder = tightbeam::Endpoint::builder().state(0u64);
+            let builder = tightbeam::Endpoint::builder().state(0);
             let builder = builder.handlers(Handlers::new().on(COUNT, count));
-            let address = format!("udp:127.0.0.1:{port}");
-            let mut client = builder.connect(&address).unwrap();
+            let mut client = builder.connect(&format!("udp:127.0.0.1:{port}")).unwrap();
             for wanted in tells {
                 match wanted {
-                    0 => client.try_send(TELL, b"tell").unwrap(),
+                    0 => client.try_send(ECHO, b"tell").unwrap(),
                     all => patiently(|| {
                         client.poll(64);
                         (*client.state() == all).then_some(())
@@ -572,7 +572,7 @@ fn what_a_full_ring_has_kept_is_sent_before_what_came_later() {
                 client.poll(0);
             }
         });
-        let mut round = |server: &mut tightbeam_endpoint::Endpoint<Answers, One>| {
+        let round = |server: &mut tightbeam_endpoint::Endpoint<Answers, One>| {
             let heard = server.state().heard;
             tell.send(0).unwrap();
             patiently(|| {
@@ -591,14 +591,10 @@ fn what_a_full_ring_has_kept_is_sent_before_what_came_later() {
             }
             assert!(server.state().sent > kept + 1);
             faults().full.set(false);
-            server.poll(64);
             tell.send(server.state().sent).unwrap();
+            server.poll(64);
         }
         drop(tell);
-        patiently(|| {
-            server.poll(64);
-            client.is_finished().then_some(())
-        });
         client.join().unwrap();
     }
 }

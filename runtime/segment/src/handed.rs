@@ -332,30 +332,6 @@ mod tests {
     }
 
     #[test]
-    fn no_two_open_calls_have_one_number() {
-        let (near, mut far) = pair(64);
-        let first = near.next_call();
-        for n in 0..=u32::from(u16::MAX) {
-            let out = if n == 0 {
-                Outgoing::call(1)
-            } else {
-                Outgoing::message(1)
-            };
-            near.try_send(out, b"").unwrap();
-            assert_eq!(far.arrival(), Arrival::Message { handler: 1 });
-            far.consume();
-            far.finish_drain();
-        }
-        assert_eq!(near.next_call(), first);
-        let again = near.try_send(Outgoing::call(1), b"");
-        assert_eq!(again, Err(crate::TrySendError::TooManyCalls));
-        assert!(!near.may_pass(&far, Outgoing::call(1), 0));
-        near.try_send(Outgoing::message(1), b"").unwrap();
-        near.try_send(Outgoing::call(1), b"").unwrap();
-        assert_eq!(near.open_calls(), 2);
-    }
-
-    #[test]
     fn a_handler_that_unwinds_has_had_its_message() {
         extern crate std;
         let (mut near, far) = pair(16);

@@ -286,13 +286,10 @@ impl Port {
             .count()
     }
 
-    /// A place to note the next call in, if one more may be open: not while one is that has its number, which it has got 65,536 messages ago.
+    /// A place to note a call in, if one more may be open.
     #[inline(always)]
     pub(crate) fn free_call(&self) -> Option<&Cell<u32>> {
-        match self.open_call(self.next_call()) {
-            None => self.calls.iter().find(|call| call.get() == NO_CALL),
-            Some(_) => None,
-        }
+        self.calls.iter().find(|call| call.get() == NO_CALL)
     }
 
     /// Where an open call is noted.

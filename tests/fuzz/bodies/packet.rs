@@ -86,7 +86,7 @@ fn views(bytes: &[u8]) {
         control::Repr::parse(&packet).emit(&mut out);
         assert_eq!(out, bytes[..control::CONTROL]);
     }
-    let count = bytes.len() as u16 / 8;
+    let count = bytes.len() as u16 / 6;
     if let Ok(packed) = packed::Packed::new_checked(bytes, count) {
         let whole: usize = packed.map(|(_, message)| packed::room(message.len())).sum();
         assert_eq!(whole, bytes.len());
@@ -104,7 +104,7 @@ fn near(input: &mut Input<'_>, first: u32, next: i64) -> Vec<u8> {
     ]);
     let number = next + step;
     let flags = input.one_of(&[0, 0, 1, 2, 3, 4, 8, 8, 5, 16, 0xff]);
-    let mut payload = vec![0; 8 * input.below(6)];
+    let mut payload = vec![0; input.below(48)];
     let mut used = 0;
     let mut count = 0;
     if flags == message::PACKED {
@@ -208,9 +208,9 @@ impl Reference {
 
 fn is_packed(payload: &[u8], count: u16) -> bool {
     let (mut at, mut messages) = (0, 0);
-    while at + 8 <= payload.len() && messages < count {
+    while at + 4 <= payload.len() && messages < count {
         let len = usize::from(payload[at]) | usize::from(payload[at + 1]) << 8;
-        at += (4 + len).div_ceil(8) * 8;
+        at += 4 + len;
         messages += 1;
     }
     at == payload.len() && messages == count && count > 0

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tightbeam_proto::raw::{Counter, Counters};
-use tightbeam_proto::wire::message::{self, Kind, PACKED};
+use tightbeam_proto::wire::message::{self, Kind};
 use tightbeam_segment::{DeviceError, DeviceStatus, Outgoing, Packet, Port};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{Watcher, wait_readable};
@@ -25,10 +25,6 @@ const BACKLOG: u32 = 256;
 /// look at a socket is a system call, which takes longer than a round trip to a process, and half as long as a call that sends.
 const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
-/// Behind messages that shared a packet, whose sender has a backlog, a device whose looks take so many nanoseconds, and are system calls, is
-/// not looked at for so long: else most looks of who spins find nothing. (Of a stream of 64-byte messages a receiver made a call for every 4; now for every 48.)
-const CALL: u32 = 150;
-const REST: Duration = Duration::from_micros(16);
 /// What a spin takes on the build machine, about, in nanoseconds: the processor's `pause`.
 const SPIN: u32 = 25;
 
@@ -47,8 +43,6 @@ pub(crate) struct Line {
     idle: Cell<u32>,
     /// How many nanoseconds the last ones took of which it was measured.
     look: Cell<u32>,
-    /// Until then nothing is looked for, unless somebody says that there is something.
-    rest: Cell<Option<Instant>>,
     watched: Cell<bool>,
     /// System calls in which its endpoint has waited.
     waits: Cell<u64>,
@@ -70,8 +64,6 @@ pub(super) struct Inner {
     /// Packets that name a channel and come from another address than its peer's.
     pub(super) wrong_address: u64,
     pub(super) desk: Desk,
-    /// The last look has brought a packet that messages share.
-    shared: bool,
     /// Why the device did not send what it was to.
     pub(super) failed: Option<DeviceError>,
 }
@@ -93,7 +85,6 @@ impl Line {
                 strangers: Counters::default(),
                 wrong_address: 0,
                 desk,
-                shared: false,
                 failed: None,
             }),
             name,
@@ -102,7 +93,6 @@ impl Line {
             sent: Cell::new(0),
             idle: Cell::new(0),
             look: Cell::new(0),
-            rest: Cell::new(None),
             watched: Cell::new(false),
             waits: Cell::new(0),
         })
@@ -126,21 +116,12 @@ impl Line {
             self.idle.set(idle.wrapping_add(1));
             return inner.news.len();
         }
-        if let Some(until) = self.rest.get() {
-            if Instant::now() < until {
-                return inner.news.len();
-            }
-            self.rest.set(None);
-        }
         // Sometimes, and not when it matters, it is measured.
         let begin = idle.is_power_of_two().then(Instant::now);
         let came = inner.receive(deliver);
         // What was answered is on its way before anything else is done.
         if came > 0 && inner.waits() {
             inner.flush();
-        }
-        if std::mem::take(&mut inner.shared) && came < SOME && self.look.get() > CALL {
-            self.rest.set(Some(Instant::now() + REST));
         }
         if let (Some(begin), 0) = (begin, came) {
             let took = begin.elapsed().as_nanos();
@@ -228,7 +209,6 @@ impl Line {
 
     /// The next turn looks at the device, however long nothing has come.
     pub(crate) fn look_soon(&self) {
-        self.rest.set(None);
         self.idle.set(0);
     }
 
@@ -421,7 +401,6 @@ impl Inner {
             desk,
             holding,
             pending,
-            shared,
             ..
         } = self;
         let came = device.receive(SOME, &mut |packet: Packet<'_>| {
@@ -441,7 +420,6 @@ impl Inner {
                         *wrong_address += 1;
                         return;
                     }
-                    *shared |= read.flags() & PACKED != 0;
                     news.extend(far.take(read, deliver));
                     // What its handler has answered, or sent.
                     note_pending(far, pending);

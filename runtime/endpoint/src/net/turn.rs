@@ -28,7 +28,7 @@ impl<S, D> Endpoint<S, D> {
             let (channels, handlers) = (&mut self.channels, &self.handlers);
             // Processes, and channels in whose rings something is, are looked at when the devices have had their share.
             let rings = u32::from(self.processes > 0) + u32::from(!self.arrived.is_empty());
-            let share = (budget >> rings).div_ceil(self.lines.len());
+            let share = (budget >> rings).div_ceil(self.lines.len().max(1));
             let mut doorstep = Doorstep::new(channels, handlers, &mut self.state);
             for line in &self.lines {
                 doorstep.budget = doorstep.handled + share;
@@ -72,10 +72,14 @@ impl<S, D> Endpoint<S, D> {
 
     /// Processes, and channels in whose rings there may be something.
     fn poll_rings(&mut self, budget: usize, spins: u32) -> usize {
+        let share = match self.arrived.is_empty() {
+            true => budget,
+            false => budget - budget / 2,
+        };
         let handled = match self.processes {
             0 => 0,
-            1 => self.poll_process(budget, spins),
-            _ => self.poll_many(budget, 0),
+            1 => self.poll_process(share, spins),
+            _ => self.poll_many(share, 0),
         };
         handled + self.poll_arrived(budget.saturating_sub(handled))
     }
