@@ -62,6 +62,18 @@ struct Belongings {
 }
 
 impl Belongings {
+    /// Whether there is no more of either.
+    fn within(self, other: Belongings) -> bool {
+        self.descriptors <= other.descriptors && self.segments <= other.segments
+    }
+
+    fn least(self, other: Belongings) -> Belongings {
+        Belongings {
+            descriptors: self.descriptors.min(other.descriptors),
+            segments: self.segments.min(other.segments),
+        }
+    }
+
     fn now() -> Belongings {
         let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
         Belongings {
@@ -104,6 +116,7 @@ pub(crate) struct Survivor {
     end: Option<End>,
     /// Messages sent to the victim, calls among them, and replies.
     told: u64,
+    /// The least that it had without a victim. The first time there may still be something of its opening, and of the survivor before.
     before: Belongings,
     pub(crate) ledger: Ledger,
     pub(crate) address: String,
@@ -155,8 +168,6 @@ impl Survivor {
             let slept = survivor.fall_asleep().and_then(|()| survivor.wake_up());
             slept.expect("it can be woken");
         }
-        // The opening has let go of what it needed itself.
-        std::thread::sleep(Duration::from_millis(20));
         survivor.before = Belongings::now();
         survivor
     }
@@ -428,12 +439,13 @@ impl Survivor {
     pub(crate) fn bury(&mut self) -> Checked {
         let before = self.before;
         self.until("everything back", |survivor| {
-            !survivor.is_open() && survivor.late.is_empty() && Belongings::now() == before
+            !survivor.is_open() && survivor.late.is_empty() && Belongings::now().within(before)
         })
         .map_err(|wrong| {
             let now = Belongings::now();
             format!("{wrong}: {now:?}, before {before:?}; {:?}", descriptors())
         })?;
+        self.before = self.before.least(Belongings::now());
         self.shared_frames_are_back()?;
         let ledger = &self.ledger;
         let [attempted, published, handled, wrong] =
