@@ -189,10 +189,10 @@ impl Operation {
         self.sleeps() || matches!(self, Queue | DropOldest | PublishQueued)
     }
 
-    /// Whether who is killed later has come as far at least: not so when that depends on the control thread of a listener, or on how
-    /// often it is looked for room until there is some.
+    /// Whether who is killed later has come as far at least: not so when that depends on the control thread of a listener, on how
+    /// often it is looked for room until there is some, or on whether the third party sleeps and is to be woken first.
     pub(crate) fn is_steady(self) -> bool {
-        !self.listens() && self != Block
+        !self.listens() && !matches!(self, Block | Publish | PublishQueued)
     }
 
     /// Whether messages wait in the victim's queue.

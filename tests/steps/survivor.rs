@@ -9,6 +9,7 @@ use crate::operation::{
 use crate::support::{Ledger, Looks, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 use tightbeam::{
     CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError,
@@ -74,7 +75,11 @@ impl Belongings {
         }
     }
 
+    /// When what was left to another thread is done: the next memory for frames is made ahead there.
     fn now() -> Belongings {
+        let (done, all_done) = mpsc::channel::<()>();
+        tightbeam_sys::apart::run(move || drop(done));
+        let _ = all_done.recv();
         let maps = std::fs::read_to_string("/proc/self/maps").expect("proc");
         Belongings {
             descriptors: std::fs::read_dir("/proc/self/fd").expect("proc").count(),
