@@ -2,6 +2,7 @@
 
 mod support;
 
+use std::net::UdpSocket;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
@@ -81,6 +82,13 @@ fn serve(
     scratch: &Scratch,
     set: impl FnOnce(Workers<Arc<Shared>>) -> Workers<Arc<Shared>>,
 ) -> (Server, Guard) {
+    serve_at(&scratch.address(), set)
+}
+
+fn serve_at(
+    address: &str,
+    set: impl FnOnce(Workers<Arc<Shared>>) -> Workers<Arc<Shared>>,
+) -> (Server, Guard) {
     let shared = Arc::new(Shared::default());
     let handlers = Handlers::new()
         .on(ECHO, |_: &mut Arc<Shared>, message, reply| {
@@ -92,7 +100,7 @@ fn serve(
         });
     let builder = Endpoint::builder().state(Arc::clone(&shared));
     let builder = builder.handlers(handlers).workers(set(workers(&shared)));
-    let server = builder.deadline(PATIENCE).listen(&scratch.address());
+    let server = builder.deadline(PATIENCE).listen(address);
     (server.expect("a free path"), Guard(shared))
 }
 
@@ -417,4 +425,42 @@ fn an_answer_from_any_thread() {
     assert!(peer.finish());
     drop(server);
     answering.join().expect("it has answered");
+}
+
+/// Calls are known by the low half of their messages' numbers. One that is still open when its number comes again keeps it.
+#[test]
+fn an_old_answer_is_not_taken_for_that_to_a_later_call() {
+    const BETWEEN: u64 = (1 << 16) - 1;
+    let scratch = Scratch::new("old-answer");
+    let free = UdpSocket::bind(("127.0.0.1", 0)).expect("a port");
+    let port = free.local_addr().expect("it has one");
+    drop(free);
+    for address in [scratch.address(), format!("udp:{port}")] {
+        let (mut server, shared) = serve_at(&address, |workers| workers.threads(1));
+        let client = std::thread::spawn(move || {
+            let mut client = connected(&address);
+            give_up(&mut client, WAIT);
+            for _ in 0..BETWEEN {
+                client.send(ECHO, b"between").expect("room");
+            }
+            // Its answer comes behind the late one.
+            assert_eq!(client.call(QUEUED_ECHO, b"mine"), Ok(&b"mine"[..]));
+            let channel = client.channels().next().expect("a channel");
+            let counters = client.counters(channel).expect("it is open");
+            counters.get(Counter::Sent)
+        });
+        let channel = arrived(&mut server);
+        let received = |server: &Server| {
+            let counters = server.counters(channel);
+            counters.map_or(0, |counters| counters.get(Counter::Received))
+        };
+        patiently(|| {
+            server.poll(64);
+            (received(&server) == BETWEEN + 2).then_some(())
+        });
+        shared.released.store(true, Ordering::Release);
+        until_gone(&mut server, channel);
+        let sent = client.join().expect("the client's asserts hold");
+        assert_eq!(sent, BETWEEN + 2);
+    }
 }

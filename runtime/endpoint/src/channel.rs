@@ -183,7 +183,11 @@ impl Channel {
     /// Calls, and takes the reply if it comes while spinning and nothing else comes before it.
     #[inline(always)]
     pub(crate) fn call(&mut self, handler: u16, payload: &[u8], spins: u32) -> Called {
-        let (call, out) = (self.port.next_call(), Outgoing::call(handler));
+        let out = Outgoing::call(handler);
+        let call = match self.port.number(out) {
+            Ok(call) => call,
+            Err(error) => return Called::NotSent(error),
+        };
         if self.beside.send_past(&self.port, out, handler, payload) {
             self.settle();
             self.awaited = Some(call);
@@ -337,9 +341,11 @@ impl Channel {
 
     fn unpack<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> usize {
         let table = handlers.table();
-        self.port.unpack(|index, incoming, port| {
+        let unpacked = self.port.unpack(|index, incoming, port| {
             handler::handle(table, index, state, Message(incoming), Reply::new(port));
-        })
+        });
+        // An empty one was something, too: a row of them would keep a poll busy that counts messages only.
+        unpacked.max(1)
     }
 
     /// What is there besides a message that leads straight to its handler.

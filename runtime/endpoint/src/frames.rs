@@ -359,10 +359,14 @@ impl Channel {
         frames: &mut Option<F>,
         spins: u32,
     ) -> Called {
-        let call = self.port.next_call();
+        let out = Outgoing::call(handler);
+        let call = match self.port.number(out) {
+            Ok(call) => call,
+            Err(error) => return Called::NotSent(error),
+        };
         let list = frames.as_ref().map_or(&[][..], |frames| frames.list());
         let len = list.iter().map(|frame| frame.len()).sum();
-        if let Err(error) = self.port.try_lend(Outgoing::call(handler), list) {
+        if let Err(error) = self.port.try_lend(out, list) {
             return Called::NotSent(error);
         }
         wake_if_asleep(self);

@@ -12,7 +12,8 @@
 //!
 //! A batch travels as one message of its own kind and is copied out as one; then each of its messages meets its handler, in
 //! order. Whoever sends decides what goes together: nothing waits in a batch that was not asked for (as in D9, where
-//! several messages share a packet only when there are several).
+//! several messages share a packet only when there are several). An empty one brings nothing: by it a sender passes over a number
+//! that an open call has.
 
 use crate::descriptor::{Descriptor, Outgoing};
 use crate::layout::MAX_INLINE;
@@ -117,6 +118,15 @@ impl Port {
         self.try_send(Outgoing::batch(), &batch.bytes[..batch.used * WORD])?;
         self.tx.add_messages(batch.messages as u64 - 1);
         batch.clear();
+        Ok(())
+    }
+
+    /// Sends an empty batch: it takes a number, and brings nothing.
+    #[cold]
+    #[inline(never)]
+    pub(crate) fn pass_over(&self) -> Result<(), TrySendError> {
+        self.try_send(Outgoing::batch(), &[])?;
+        self.tx.add_messages(0u64.wrapping_sub(1));
         Ok(())
     }
 
@@ -350,12 +360,20 @@ mod tests {
         }
     }
 
-    /// A receiver gets through with it what it may handle at once; of empty batches that would be any number.
+    /// It is how a number is passed over that an open call still has.
     #[test]
-    fn a_batch_of_nothing_is_a_fault() {
+    fn a_batch_of_nothing_brings_nothing() {
         let (left, mut right) = testing::pair(Layout::new(64).unwrap());
-        left.try_send(Outgoing::batch(), &[]).unwrap();
-        let fault = PeerFault::Batch { at: 0 };
-        assert_eq!(right.arrival(), Arrival::Fault(fault));
+        left.pass_over().unwrap();
+        left.try_send(Outgoing::message(3), b"what follows")
+            .unwrap();
+        assert_eq!(right.arrival(), Arrival::Batch);
+        assert_eq!(unpack(&mut right), []);
+        right.consume();
+        assert_eq!(right.arrival(), Arrival::Message { handler: 3 });
+        right.consume();
+        let counts = |port: &Port, counter| port.counters().get(counter);
+        assert_eq!(counts(&left, Counter::Sent), 1);
+        assert_eq!(counts(&right, Counter::Received), 1);
     }
 }

@@ -50,7 +50,7 @@ impl Port {
             true => Some(self.free_call()?),
             false => None,
         };
-        if !self.may_hand(near, payload.len()) {
+        if !self.may_number(out) || !self.may_hand(near, payload.len()) {
             return None;
         }
         if let Some(call) = call {
@@ -74,7 +74,14 @@ impl Port {
     /// Whether a message of so many bytes may be [passed](Self::pass) to the other end of a joined pair.
     #[inline]
     pub fn may_pass(&self, far: &Port, out: Outgoing, len: usize) -> bool {
-        (!out.is_call() || self.free_call().is_some()) && self.may_hand(far, len)
+        let may_call = !out.is_call() || self.free_call().is_some();
+        may_call && self.may_number(out) && self.may_hand(far, len)
+    }
+
+    /// Whether the next number is that of no open call, if it is for one: [`number`](Self::number) passes over such a number in the ring.
+    #[inline]
+    fn may_number(&self, out: Outgoing) -> bool {
+        !out.is_call() || self.open_call(self.next_call()).is_none()
     }
 
     /// Counts a message as sent and as consumed by the other end of a joined pair, whose caller has done with its bytes what was to be done.

@@ -20,7 +20,7 @@ use crate::receive::Receiver;
 use crate::scratch::Scratch;
 use crate::send::Sender;
 use crate::sync::compiler_barrier;
-use crate::{Counter, Counters, PeerFault};
+use crate::{Counter, Counters, PeerFault, TrySendError};
 use alloc::boxed::Box;
 use core::any::Any;
 use core::cell::Cell;
@@ -276,6 +276,16 @@ impl Port {
     #[inline(always)]
     pub fn next_call(&self) -> u16 {
         self.tx.messages() as u16
+    }
+
+    /// The number of what is sent next, which is this. A call gets none that an open call has: 65,536 messages after that it would be its turn.
+    /// Both sides pass over such a number by an empty batch, for which [there may be no room](TrySendError::Full).
+    #[inline(always)]
+    pub fn number(&self, out: Outgoing) -> Result<u16, TrySendError> {
+        while out.is_call() && self.open_call(self.next_call()).is_some() {
+            self.pass_over()?;
+        }
+        Ok(self.next_call())
     }
 
     /// How many of our calls await their answer.

@@ -375,8 +375,6 @@ impl Port {
                     handler: found.target(),
                 });
             }
-            // Nobody sends an empty one: a row of them would keep a receiver that counts messages busy without end.
-            Some(Kind::Batch) if len == 0 => return Err(PeerFault::Batch { at: 0 }),
             Some(Kind::Batch) if !found.wanted() => return Ok(Arrival::Batch),
             Some(Kind::Reply) => Answer::Reply,
             Some(Kind::NoHandler) => Answer::NoHandler,

@@ -172,7 +172,6 @@ impl Reader {
         }
         let answer = match (found.kind, found.reserved, found.wanted) {
             (MESSAGE, 0, _) => return Arrival::Message { handler: target },
-            (BATCH, 0, _) if len == 0 => return Arrival::Fault(PeerFault::Batch { at: 0 }),
             (BATCH, 0, false) => return Arrival::Batch,
             (REPLY, 0, _) => Answer::Reply,
             (2, 0, _) => Answer::NoHandler,

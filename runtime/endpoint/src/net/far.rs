@@ -473,16 +473,17 @@ impl Far {
 
     /// Whether the endpoint had room for a message, or never will have.
     fn give(&mut self, handler: u16, call: Option<u32>, bytes: &[u8]) -> bool {
-        let port = self.port.next_call();
-        let sent = self.port.try_send(outgoing(handler, call), bytes);
+        let (port, out) = (&self.port, outgoing(handler, call));
+        let number = port.number(out);
+        let sent = number.and_then(|number| port.try_send(out, bytes).map(|()| number));
         // Room in the ring comes with the next poll. Frames that the application keeps may never come back, and others must not wait.
         if sent == Err(TrySendError::Full) {
             return false;
         }
-        if let (Some(packet), Ok(())) = (call, sent) {
+        if let (Some(packet), Ok(port)) = (call, sent) {
             self.asking.note(Call { port, packet });
         }
-        self.note_room(sent);
+        self.note_room(sent.map(drop));
         true
     }
 
