@@ -180,11 +180,22 @@ impl Channel {
         }
     }
 
+    /// See [`Port::number`]. If one is passed over the peer is told at once: there may be no room for the call before it has seen that.
+    #[inline(always)]
+    pub(crate) fn number(&self, out: Outgoing) -> Result<u16, TrySendError> {
+        let first = self.port.next_call();
+        let number = self.port.number(out);
+        if self.port.next_call() != first {
+            wake_if_asleep(self);
+        }
+        number
+    }
+
     /// Calls, and takes the reply if it comes while spinning and nothing else comes before it.
     #[inline(always)]
     pub(crate) fn call(&mut self, handler: u16, payload: &[u8], spins: u32) -> Called {
         let out = Outgoing::call(handler);
-        let call = match self.port.number(out) {
+        let call = match self.number(out) {
             Ok(call) => call,
             Err(error) => return Called::NotSent(error),
         };
@@ -341,11 +352,9 @@ impl Channel {
 
     fn unpack<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> usize {
         let table = handlers.table();
-        let unpacked = self.port.unpack(|index, incoming, port| {
+        self.port.unpack(|index, incoming, port| {
             handler::handle(table, index, state, Message(incoming), Reply::new(port));
-        });
-        // An empty one was something, too: a row of them would keep a poll busy that counts messages only.
-        unpacked.max(1)
+        })
     }
 
     /// What is there besides a message that leads straight to its handler.
@@ -358,7 +367,8 @@ impl Channel {
                 handler::handle(handlers.table(), index, state, message, reply);
                 Other::Handled
             }
-            Arrival::Batch => Other::Batch(self.unpack(handlers, state)),
+            // An empty one was something, too: a row of them would keep a poll busy that counts messages only.
+            Arrival::Batch => Other::Batch(self.unpack(handlers, state).max(1)),
             Arrival::Empty => Other::Nothing,
             Arrival::Reply { call, answer } => match self.reply(call, answer) {
                 true => Other::Answered,

@@ -360,7 +360,7 @@ impl Channel {
         spins: u32,
     ) -> Called {
         let out = Outgoing::call(handler);
-        let call = match self.port.number(out) {
+        let call = match self.number(out) {
             Ok(call) => call,
             Err(error) => return Called::NotSent(error),
         };

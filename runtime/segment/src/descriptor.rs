@@ -46,7 +46,7 @@ impl Outgoing {
         Outgoing::answer(Kind::Message, handler)
     }
 
-    /// A message to this handler that wants a reply. Its number is what [`Port::next_call`](crate::Port::next_call) says.
+    /// A message to this handler that wants a reply. Its number is what [`Port::number`](crate::Port::number) says before it is sent.
     #[inline(always)]
     pub const fn call(handler: u16) -> Self {
         Outgoing(Outgoing::message(handler).0 | WANTED)

@@ -10,7 +10,7 @@ use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 use tightbeam_proto::raw::{Counter, Counters};
-use tightbeam_proto::wire::message::{self, Kind, PACKED};
+use tightbeam_proto::wire::message::{self, Kind};
 use tightbeam_segment::{DeviceError, DeviceStatus, Outgoing, Packet, Port};
 use tightbeam_sys::Errno;
 use tightbeam_sys::control::{Watcher, wait_readable};
@@ -25,12 +25,6 @@ const BACKLOG: u32 = 256;
 /// look at a socket is a system call, which takes longer than a round trip to a process, and half as long as a call that sends.
 const PATIENCE: u32 = 64;
 const SELDOM: u32 = 16;
-/// Packets in a row that messages have shared after which there is a stream: its sender fills the next packet meanwhile, and a look that is a
-/// system call, by its length in nanoseconds, is not made again for so long. (Of a stream of 64-byte messages a receiver that spins made a call
-/// for every 4, most of which found nothing.)
-const STREAM: u32 = 16;
-const CALL: u32 = 150;
-const REST: Duration = Duration::from_micros(16);
 /// What a spin takes on the build machine, about, in nanoseconds: the processor's `pause`.
 const SPIN: u32 = 25;
 
@@ -49,8 +43,6 @@ pub(crate) struct Line {
     idle: Cell<u32>,
     /// How many nanoseconds the last ones took of which it was measured.
     look: Cell<u32>,
-    /// Until then nothing is looked for, unless somebody says that there is something.
-    rest: Cell<Option<Instant>>,
     watched: Cell<bool>,
     /// System calls in which its endpoint has waited.
     waits: Cell<u64>,
@@ -72,8 +64,6 @@ pub(super) struct Inner {
     /// Packets that name a channel and come from another address than its peer's.
     pub(super) wrong_address: u64,
     pub(super) desk: Desk,
-    /// The last so many packets were each shared by messages.
-    stream: u32,
     /// Why the device did not send what it was to.
     pub(super) failed: Option<DeviceError>,
 }
@@ -95,7 +85,6 @@ impl Line {
                 strangers: Counters::default(),
                 wrong_address: 0,
                 desk,
-                stream: 0,
                 failed: None,
             }),
             name,
@@ -104,7 +93,6 @@ impl Line {
             sent: Cell::new(0),
             idle: Cell::new(0),
             look: Cell::new(0),
-            rest: Cell::new(None),
             watched: Cell::new(false),
             waits: Cell::new(0),
         })
@@ -128,21 +116,12 @@ impl Line {
             self.idle.set(idle.wrapping_add(1));
             return inner.news.len();
         }
-        if self.rest.get().is_some() {
-            if self.rests() {
-                return inner.news.len();
-            }
-            self.rest.set(None);
-        }
         // Sometimes, and not when it matters, it is measured.
         let begin = idle.is_power_of_two().then(Instant::now);
         let came = inner.receive(deliver);
         // What was answered is on its way before anything else is done.
         if came > 0 && inner.waits() {
             inner.flush();
-        }
-        if inner.stream >= STREAM && self.look.get() > CALL && inner.is_empty(came) {
-            self.rest.set(Some(Instant::now() + REST));
         }
         if let (Some(begin), 0) = (begin, came) {
             let took = begin.elapsed().as_nanos();
@@ -154,11 +133,6 @@ impl Line {
             idle.wrapping_add(1).max(1)
         });
         came.max(inner.news.len())
-    }
-
-    /// Whether it is not looked at yet, because more is on its way; see [`STREAM`]. What its endpoint has had no room for never waits for that.
-    pub(crate) fn rests(&self) -> bool {
-        self.rest.get().is_some_and(|until| Instant::now() < until)
     }
 
     /// How often to look at it in the time that so many spins take: a look at a ring of AF_XDP takes about as long as one, a look at a
@@ -236,7 +210,6 @@ impl Line {
     /// The next turn looks at the device, however long nothing has come.
     pub(crate) fn look_soon(&self) {
         self.idle.set(0);
-        self.rest.set(None);
     }
 
     /// The channel of this slot is called so by its endpoint.
@@ -398,11 +371,6 @@ impl Inner {
         came
     }
 
-    /// Whether a look that has brought so many packets has taken all there were, and the endpoint has had room for what was in them.
-    fn is_empty(&self, came: usize) -> bool {
-        (1..PACKETS).contains(&came) && self.holding.is_empty()
-    }
-
     /// Gives the endpoint what it had no room for before; whether that was all. It is news each time, so that the endpoint makes room.
     fn hand_over(&mut self) -> bool {
         let Inner {
@@ -433,7 +401,6 @@ impl Inner {
             desk,
             holding,
             pending,
-            stream,
             ..
         } = self;
         let came = device.receive(SOME, &mut |packet: Packet<'_>| {
@@ -453,8 +420,6 @@ impl Inner {
                         *wrong_address += 1;
                         return;
                     }
-                    let shared = read.flags() & PACKED != 0;
-                    *stream = if shared { stream.saturating_add(1) } else { 0 };
                     news.extend(far.take(read, deliver));
                     // What its handler has answered, or sent.
                     note_pending(far, pending);
