@@ -47,6 +47,7 @@ fn root_gets_figures_of_every_path() {
     let paths = [
         ("tightbeam-udp", [2, 1, 2]),
         ("tightbeam-udp-gather", [0, 0, 1]),
+        ("tightbeam-udp-io_uring", [2, 1, 2]),
         ("xdp-generic", [2, 1, 2]),
         ("xdp-generic-gather", [0, 0, 1]),
         ("xdp-floor-generic", [1, 1, 0]),

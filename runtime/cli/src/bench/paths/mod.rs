@@ -62,6 +62,10 @@ pub(crate) const NET: &[&dyn Path] = &[
         gather: true,
     },
     &ours::Ours {
+        by: ours::By::UdpUring,
+        gather: false,
+    },
+    &ours::Ours {
         by: ours::By::XdpGeneric,
         gather: false,
     },

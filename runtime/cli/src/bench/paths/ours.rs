@@ -21,8 +21,9 @@ use tightbeam_sys::netns;
 /// How the packets go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
-    /// Through a kernel UDP socket.
+    /// Through a kernel UDP socket, read by system calls or by a ring of `io_uring`.
     Udp,
+    UdpUring,
     /// Through AF_XDP, behind the driver or in it.
     XdpGeneric,
     XdpNative,
@@ -53,16 +54,16 @@ impl Ours {
     /// Where the second host listens, and how the first one gets there.
     fn addresses(&self) -> Result<(String, String), Broken> {
         let port = PORT.fetch_add(1, Ordering::Relaxed);
-        let mode = match self.by {
-            By::Udp => {
-                let far = cable::shared(|cable| cable.address(1)).map_err(shm::endpoint)?;
-                let address = format!("udp:{far}:{port}");
-                return Ok((address.clone(), address));
-            }
-            By::XdpGeneric => "generic",
-            By::XdpNative => "native",
+        let udp = |options| {
+            let far = cable::shared(|cable| cable.address(1)).map_err(shm::endpoint)?;
+            Ok(format!("udp:{far}:{port}{options}"))
         };
-        let address = place_strand(mode)?;
+        let address = match self.by {
+            By::Udp => udp(""),
+            By::UdpUring => udp("?engine=io_uring"),
+            By::XdpGeneric => place_strand("generic"),
+            By::XdpNative => place_strand("native"),
+        }?;
         Ok((address.clone(), address))
     }
 }
@@ -298,6 +299,7 @@ impl Path for Ours {
         match (self.by, self.gather) {
             (By::Udp, false) => "tightbeam-udp",
             (By::Udp, true) => "tightbeam-udp-gather",
+            (By::UdpUring, _) => "tightbeam-udp-io_uring",
             (By::XdpGeneric, false) => "xdp-generic",
             (By::XdpGeneric, true) => "xdp-generic-gather",
             (By::XdpNative, false) => "xdp-native",
@@ -311,7 +313,7 @@ impl Path for Ours {
 
     fn floor(&self) -> Option<&'static str> {
         match self.by {
-            By::Udp => None,
+            By::Udp | By::UdpUring => None,
             By::XdpGeneric => Some(FLOOR_GENERIC),
             By::XdpNative => Some(FLOOR_NATIVE),
         }
