@@ -390,7 +390,8 @@ impl UdpDevice {
 }
 
 impl AsFd for UdpDevice {
-    /// Readable when there is something to receive. With `engine=io_uring` that holds once [`receive`](Device::receive) was called.
+    /// Readable when there is something to receive. With `engine=io_uring` that holds once [`receive`](Device::receive) was called, and it may be
+    /// readable until that has found nothing a few times.
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.inbox.readable(self.socket.as_fd())
     }

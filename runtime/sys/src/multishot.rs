@@ -6,13 +6,18 @@
 use crate::provided::Provided;
 use io_uring::types::{CancelBuilder, Fixed, RecvMsgOut, Timespec};
 use io_uring::{IoUring, cqueue, opcode};
+use rustix::event::{EventfdFlags, eventfd};
+use std::cell::Cell;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::Duration;
 
 /// The only buffer group.
 const GROUP: u16 = 0;
+/// After so many looks in vain the alarm is silenced whether it was raised or not: it may have been raised behind the look that took what
+/// it was about, and who waits for it would never sleep.
+const SILENCE: u32 = 64;
 /// What the kernel puts before each datagram: lengths and flags, then room for an address.
 const HEAD: usize = 16 + NAME;
 const NAME: usize = size_of::<libc::sockaddr_in>();
@@ -42,6 +47,14 @@ pub struct MultishotReceive {
     /// An error that came behind datagrams which were handed over first.
     failed: Option<io::Error>,
     calls: u64,
+    /// Readable when the kernel has had something to do since it was silenced. (The ring's own descriptor is, too, but who sleeps on that is
+    /// not woken: with deferred task work, on Linux 6.18, the kernel tells its waiters only when the work is done, which is for us to do.)
+    alarm: OwnedFd,
+    /// Somebody has asked for the alarm: only then it is to be silenced.
+    watched: Cell<bool>,
+    /// It may have been raised.
+    raised: bool,
+    vain: u32,
     /// The process that has made it.
     owner: u32,
 }
@@ -66,6 +79,8 @@ impl MultishotReceive {
             .setup_cqsize(2 * u32::from(buffers))
             .build(4)?;
         ring.submitter().register_files(&[socket.as_raw_fd()])?;
+        let alarm = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
+        ring.submitter().register_eventfd(alarm.as_raw_fd())?;
         let mut provided = Provided::new(buffers, HEAD + size);
         provided.register(&ring, GROUP)?;
         provided.provide_all();
@@ -80,6 +95,10 @@ impl MultishotReceive {
             armed: false,
             failed: None,
             calls: 0,
+            alarm,
+            watched: Cell::new(false),
+            raised: true,
+            vain: 0,
             owner: std::process::id(),
         })
     }
@@ -96,6 +115,26 @@ impl MultishotReceive {
         most: usize,
         mut each: impl FnMut(Datagram<'_>),
     ) -> io::Result<usize> {
+        let taken = self.receive_once(most, &mut each)?;
+        if taken > 0 || !self.watched.get() {
+            return Ok(taken);
+        }
+        self.vain = self.vain.wrapping_add(1);
+        if !self.raised && !self.vain.is_multiple_of(SILENCE) {
+            return Ok(0);
+        }
+        self.calls += 1;
+        // What has come meanwhile has raised it before, and is looked for now; what comes later raises it again.
+        let _ = rustix::io::read(&self.alarm, &mut [0; 8]);
+        self.raised = false;
+        self.receive_once(most, &mut each)
+    }
+
+    fn receive_once(
+        &mut self,
+        most: usize,
+        each: &mut impl FnMut(Datagram<'_>),
+    ) -> io::Result<usize> {
         if let Some(error) = self.failed.take() {
             return Err(error);
         }
@@ -107,6 +146,7 @@ impl MultishotReceive {
             let Some(entry) = self.ring.completion().next() else {
                 break;
             };
+            self.raised = true;
             self.armed &= cqueue::more(entry.flags());
             match cqueue::buffer_select(entry.flags()) {
                 Some(buffer) => {
@@ -155,7 +195,7 @@ impl MultishotReceive {
         } else if !self.ring.submission().taskrun() && self.ring.submission().is_empty() {
             return Ok(());
         }
-        self.calls += 1;
+        (self.calls, self.raised) = (self.calls + 1, true);
         match self.ring.submit() {
             Err(error) if error.kind() != io::ErrorKind::Interrupted => Err(error),
             _ => Ok(()),
@@ -164,10 +204,11 @@ impl MultishotReceive {
 }
 
 impl AsFd for MultishotReceive {
-    /// Readable when [`receive`](MultishotReceive::receive) has something to do, once that has been called.
+    /// Readable when [`receive`](MultishotReceive::receive) has something to do, once that has been called; and sometimes when it has not,
+    /// until it has found nothing once or a few times.
     fn as_fd(&self) -> BorrowedFd<'_> {
-        // SAFETY: lifetime: the descriptor is open as long as the ring, which self owns and the result borrows.
-        unsafe { BorrowedFd::borrow_raw(self.ring.as_raw_fd()) }
+        self.watched.set(true);
+        self.alarm.as_fd()
     }
 }
 
@@ -308,5 +349,35 @@ mod tests {
             ring
         });
         drop(ring.join().unwrap());
+    }
+
+    /// Whoever sleeps on it before anything has come is woken when something does.
+    #[test]
+    fn its_descriptor_wakes_who_sleeps_on_it() {
+        let Some((near, mut ring)) = receiver(4, 4) else {
+            return;
+        };
+        let to = near.local_addr().unwrap();
+        let far = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let me = rustix::thread::gettid().as_raw_nonzero();
+        assert_eq!(ring.receive(1, |_| {}).unwrap(), 0);
+        for _ in 0..10 {
+            while crate::control::wait_readable(ring.as_fd(), Duration::ZERO) {
+                assert_eq!(ring.receive(1, |_| {}).unwrap(), 0);
+            }
+            let far = far.try_clone().unwrap();
+            let sender = std::thread::spawn(move || {
+                let stat = format!("/proc/self/task/{me}/stat");
+                let sleeps = || std::fs::read_to_string(&stat).unwrap().contains(") S ");
+                while !sleeps() {
+                    std::thread::yield_now();
+                }
+                far.send_to(b"x", to).unwrap();
+            });
+            let patience = Duration::from_secs(10);
+            assert!(crate::control::wait_readable(ring.as_fd(), patience));
+            assert_eq!(ring.receive(1, |_| {}).unwrap(), 1);
+            sender.join().unwrap();
+        }
     }
 }
