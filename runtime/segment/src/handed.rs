@@ -27,8 +27,8 @@ impl Port {
     /// [`incoming`](Self::incoming), and may answer it then or later. It is consumed when `handle` returns.
     ///
     /// `None`, and nothing was done, if there is something in the ring that comes before it, if it is longer than a ring carries without
-    /// a frame, if it is a call and as many are open as may be, or if either end has stopped: then [`try_send`](Self::try_send)
-    /// says what is the matter.
+    /// a frame, if it is a call and as many are open as may be or one that is has its number, or if either end has stopped: then
+    /// [`number`](Self::number) and [`try_send`](Self::try_send) send it, or say what is the matter.
     ///
     /// ```
     /// use tightbeam_segment::{Layout, Outgoing, joined};
@@ -76,12 +76,6 @@ impl Port {
     pub fn may_pass(&self, far: &Port, out: Outgoing, len: usize) -> bool {
         let may_call = !out.is_call() || self.free_call().is_some();
         may_call && self.may_number(out) && self.may_hand(far, len)
-    }
-
-    /// Whether the next number is that of no open call, if it is for one: [`number`](Self::number) passes over such a number in the ring.
-    #[inline]
-    fn may_number(&self, out: Outgoing) -> bool {
-        !out.is_call() || self.open_call(self.next_call()).is_none()
     }
 
     /// Counts a message as sent and as consumed by the other end of a joined pair, whose caller has done with its bytes what was to be done.

@@ -282,10 +282,16 @@ impl Port {
     /// Both sides pass over such a number by an empty batch, for which [there may be no room](TrySendError::Full).
     #[inline(always)]
     pub fn number(&self, out: Outgoing) -> Result<u16, TrySendError> {
-        while out.is_call() && self.open_call(self.next_call()).is_some() {
+        while !self.may_number(out) {
             self.pass_over()?;
         }
         Ok(self.next_call())
+    }
+
+    /// Whether the next number is that of no open call, if it is for one.
+    #[inline(always)]
+    pub(crate) fn may_number(&self, out: Outgoing) -> bool {
+        !out.is_call() || self.open_call(self.next_call()).is_none()
     }
 
     /// How many of our calls await their answer.
