@@ -47,6 +47,25 @@ pub(crate) struct Books {
     from: Vec<Arrived>,
     /// Messages that were changed, out of order, or from nobody who may send.
     pub(crate) wrong: u64,
+    /// What the first of those was.
+    pub(crate) first_wrong: Option<String>,
+}
+
+/// A message that is not what was expected: whose it says it is, and from where on it is not what that sender sends.
+fn describe(bytes: &[u8]) -> String {
+    let word = |at| bytes.get(at..).and_then(|rest| rest.first_chunk());
+    let (Some(sender), Some(number)) = (word(0), word(8)) else {
+        return format!("{} bytes", bytes.len());
+    };
+    let (sender, number) = (u64::from_ne_bytes(*sender), u64::from_ne_bytes(*number));
+    let mut room = room();
+    let right = fill(&mut room, sender, number);
+    let same = right.iter().zip(bytes).take_while(|(a, b)| a == b).count();
+    let zeros = bytes.iter().skip(same).take_while(|b| **b == 0).count();
+    let (len, wanted) = (bytes.len(), right.len());
+    format!(
+        "message {number} of {sender}, {len} bytes of {wanted}, right up to {same}, then {zeros} zeros"
+    )
 }
 
 impl Books {
@@ -75,7 +94,12 @@ impl Books {
         });
         match from {
             Some(from) => from.last += 1,
-            None => self.wrong += 1,
+            None => {
+                if self.wrong == 0 {
+                    self.first_wrong = Some(describe(bytes));
+                }
+                self.wrong += 1;
+            }
         }
     }
 }
