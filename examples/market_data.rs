@@ -116,7 +116,7 @@ fn publish(place: &str) -> Result<(), Failure> {
         audit.bytes >> 10,
         audit.frames
     );
-    assert_eq!(audit.astray, 0);
+    assert_eq!(audit.astray, []);
     drop(publisher);
     wait_for(children)
 }

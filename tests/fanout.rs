@@ -145,7 +145,7 @@ impl Market {
             // Looks for what has come back.
             drop(self.publisher.shared_frame(LEN));
             let audit = self.publisher.shared_frames();
-            assert_eq!(audit.astray, 0, "{audit:?}");
+            assert_eq!(audit.astray, [], "{audit:?}");
             let lent = self.publisher.channels();
             let lent: usize = lent.filter_map(|id| self.publisher.frames_lent(id)).sum();
             // Some of them are kept by several.

@@ -125,7 +125,7 @@ pub(crate) fn run(board: &Ledger, address: &str) {
         if let Some(frames) = endpoint.frames(channel) {
             let placed = frames.free + frames.lent == frames.frames;
             assert!(
-                frames.astray == 0 && frames.out == 0 && placed,
+                frames.astray.is_empty() && frames.out == 0 && placed,
                 "{frames:?}"
             );
         }

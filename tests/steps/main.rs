@@ -9,8 +9,7 @@
 //! nothing may be missing.
 //!
 //! ```text
-//!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives; of opening
-//!                                                            every 48th
+//!   cargo test --release --test steps                        every 16th instruction, from one that the seed gives
 //!   TIGHTBEAM_LONG=1 cargo test --release --test steps       every instruction
 //!   TIGHTBEAM_EVERY=32 ...                                   every 32nd: with the seeds 0 to 31 that is each of them, in parts
 //!   cargo test --test steps                                  fewer points of the long operations
@@ -19,9 +18,9 @@
 //! ```
 //!
 //! Covered is the thread that does the operation: of opening, closing, and everything on the data path the caller's; of
-//! accepting also the control thread of the one that listens. A kernel call is one instruction. The survivor polls after
-//! each step of the victim at every other point, and not before its end at the others. The victim is a child with
-//! rings of 16 slots; messages, bounds and counts are in `operation.rs`.
+//! accepting also the control thread of the one that listens. A kernel call is one instruction, and so is one that repeats itself
+//! and writes what nobody else maps. The survivor polls after each step of the victim at every other point, and not before its end
+//! at the others. The victim is a child with rings of 16 slots; messages, bounds and counts are in `operation.rs`.
 
 #[path = "../support/numbered.rs"]
 mod numbered;

@@ -11,9 +11,8 @@ use std::time::{Duration, Instant};
 
 /// Which points there are.
 pub(crate) struct Plan {
-    /// A victim is killed after each so many instructions, and stopped.
-    kills: u64,
-    stops: u64,
+    /// A victim is killed after each so many instructions, and another stopped.
+    every: u64,
     /// The most victims of an operation that are killed: more instructions than are theirs are further apart.
     most: u64,
     seed: u64,
@@ -21,11 +20,7 @@ pub(crate) struct Plan {
 
 impl Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Plan { kills, stops, .. } = self;
-        write!(
-            f,
-            "killed at every {kills}. instruction, stopped at every {stops}."
-        )?;
+        write!(f, "killed and stopped at every {}. instruction", self.every)?;
         match self.most {
             u64::MAX => {}
             most => write!(f, ", further apart where that is more than {most} points")?,
@@ -48,26 +43,21 @@ pub(crate) struct Row {
 
 /// After so many violations an operation is given up.
 const ENOUGH: u64 = 5;
+/// So few points, and of so many one, may be passed by: when another thread comes first the way is another one.
+const MOST_ELSEWHERE: u64 = 2;
+const ELSEWHERE: u64 = 20;
 
 impl Plan {
     /// Every instruction, or with `every` so many apart, from one that the seed gives.
     pub(crate) fn new(long: bool, every: Option<u64>, seed: u64) -> Plan {
-        let (kills, stops) = match (every, long) {
-            (Some(every), _) => (every.max(1), every.max(1)),
-            (None, true) => (1, 1),
-            (None, false) => (16, 64),
-        };
-        let most = match long || every.is_some() {
-            true => u64::MAX,
-            // Five times as many instructions: what they do is the same.
-            false if cfg!(debug_assertions) => 90,
-            // To open takes a third of all instructions, and the longest to get to.
-            false => 700,
-        };
+        let sampled = every.is_none() && !long;
         Plan {
-            kills,
-            stops,
-            most,
+            every: every.unwrap_or(if long { 1 } else { 16 }).max(1),
+            // A debug build has five times as many instructions: what they do is the same.
+            most: match sampled && cfg!(debug_assertions) {
+                true => 50,
+                false => u64::MAX,
+            },
             seed,
         }
     }
@@ -94,9 +84,9 @@ impl Plan {
             }
         };
         row.instructions = way.instructions();
-        let apart = (row.instructions / self.kills).div_ceil(self.most).max(1);
-        for (fate, stride) in [(Fate::Killed, self.kills), (Fate::Stopped, self.stops)] {
-            let stride = stride * apart;
+        let apart = (row.instructions / self.every).div_ceil(self.most);
+        let stride = self.every * apart.max(1);
+        for fate in [Fate::Killed, Fate::Stopped] {
             let mut progress = 0;
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let odd = (n / stride + self.seed) % 2 == 1;
@@ -132,6 +122,12 @@ impl Plan {
                     return row;
                 }
             }
+        }
+        let points = row.kills + row.stops;
+        if row.elsewhere > MOST_ELSEWHERE + points / ELSEWHERE {
+            let (name, elsewhere) = (operation.name(), row.elsewhere);
+            eprintln!("steps: {name}: {elsewhere} of {points} points were passed by");
+            row.violations += 1;
         }
         // Nothing more is told, for longer than the control thread may still have something to say.
         let late = Instant::now() + Duration::from_millis(400);

@@ -14,7 +14,7 @@ use std::fmt::Display;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 use tightbeam::OpenError;
 
@@ -106,6 +106,9 @@ pub(crate) enum Walked {
     /// To a point, or on another way to somewhere else.
     To(bool),
 }
+
+/// So long a control thread that stands still waits for who opens.
+const SOON: Duration = Duration::from_millis(2);
 
 /// What is wrong with the machinery.
 fn no(error: impl Display) -> String {
@@ -305,6 +308,8 @@ impl<'a> Round<'a> {
         let address = victim::own_address(&survivor.address);
         let opened = &AtomicBool::new(false);
         let (ready, go) = mpsc::channel();
+        let standing = &Mutex::new(false);
+        let ((stands, stood), (seen, looked)) = (mpsc::channel(), mpsc::channel());
         let way = std::thread::scope(|scope| {
             let walker = scope.spawn(move || {
                 let mut traced = Traced::start(&mut command).map_err(no)?;
@@ -318,6 +323,11 @@ impl<'a> Round<'a> {
                     thread: &thread,
                 };
                 let way = walk(control, &thread, to, &mut company)?;
+                // Who opens may wait for just this thread.
+                *standing.lock().expect("no panic") = true;
+                let _ = stands.send(());
+                let _: Result<(), _> = looked.recv_timeout(SOON);
+                *standing.lock().expect("no panic") = false;
                 match fate {
                     Fate::Killed => drop(traced),
                     Fate::Stopped => pause(traced, control)?,
@@ -333,6 +343,12 @@ impl<'a> Round<'a> {
             };
             // Release: pairs with the acquire in `Opening::meanwhile`.
             opened.store(true, Ordering::Release);
+            let checked = match stood.recv() {
+                Ok(()) => survivor.beside(standing),
+                // The walker says why.
+                Err(_) => Ok(()),
+            };
+            let _ = seen.send(());
             let seen_off = match (fate, &open) {
                 (Fate::Stopped, Ok(())) if ready => {
                     survivor.ledger.write(TOLD, survivor.told() + 1);
@@ -341,6 +357,7 @@ impl<'a> Round<'a> {
                 _ => Ok(()),
             };
             let way = walker.join().expect("no panic")?;
+            checked?;
             seen_off?;
             match open {
                 Ok(()) => Ok(way),

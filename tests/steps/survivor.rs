@@ -9,7 +9,7 @@ use crate::operation::{
 use crate::support::{Ledger, Looks, PATIENCE, Peer, Scratch, opened};
 use crate::{THIRD_PARTY, start};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 use tightbeam::{
     CallError, ChannelId, Counter, Counters, Endpoint, Event, Handlers, Message, OpenError,
@@ -389,15 +389,25 @@ impl Survivor {
         answer
     }
 
+    /// What nobody may stand in the way of, if the victim still stands still.
+    pub(crate) fn beside(&mut self, standing: &Mutex<bool>) -> Checked {
+        let standing = standing.lock().expect("no panic");
+        if !*standing {
+            return Ok(());
+        }
+        self.ask_third_party()?;
+        self.audit()
+    }
+
     /// While nobody else moves: each slot and credit of the victim's channel is in one place, if there is still that channel;
     /// and so is each frame.
     pub(crate) fn audit(&self) -> Checked {
-        self.audit_frames(self.endpoint.shared_frames())?;
+        self.audit_frames(&self.endpoint.shared_frames())?;
         let Some(victim) = self.victim.filter(|_| self.end.is_none()) else {
             return Ok(());
         };
         if let Some(frames) = self.endpoint.frames(victim) {
-            self.audit_frames(frames)?;
+            self.audit_frames(&frames)?;
         }
         match self.endpoint.audit(victim) {
             Some(audit) => check(audit.findings.is_empty(), || audit.to_string()),
@@ -406,8 +416,8 @@ impl Survivor {
     }
 
     /// No frame is in no place or in two, and none is out: the survivor keeps none that it has not sent.
-    fn audit_frames(&self, frames: PoolAudit) -> Checked {
-        let right = frames.astray == 0 && frames.out == 0;
+    fn audit_frames(&self, frames: &PoolAudit) -> Checked {
+        let right = frames.astray.is_empty() && frames.out == 0;
         check(right && frames.free + frames.lent == frames.frames, || {
             format!("{frames:?}, {:?}", self.ledger())
         })
@@ -421,7 +431,7 @@ impl Survivor {
             let one = self.endpoint.shared_frame(1);
             drop(one.map_err(|error| format!("a shared frame: {error}"))?);
             let frames = self.endpoint.shared_frames();
-            self.audit_frames(frames)?;
+            self.audit_frames(&frames)?;
             if frames.lent == 0 {
                 return Ok(());
             }

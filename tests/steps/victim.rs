@@ -204,7 +204,7 @@ fn sleep(endpoint: &mut Endpoint<Spoken>) {
 /// All frames of this side are back where they belong.
 fn frames_are_back(endpoint: &mut Endpoint<Spoken>) {
     let channels: Vec<ChannelId> = endpoint.channels().collect();
-    let back = |audit: PoolAudit| audit.free == audit.frames && audit.astray == 0;
+    let back = |audit: PoolAudit| audit.free == audit.frames && audit.astray.is_empty();
     patiently(|| {
         endpoint.poll(64);
         let own = |&channel: &ChannelId| endpoint.frames(channel).is_some_and(back);
@@ -458,7 +458,7 @@ fn restarts(endpoint: &Endpoint<Spoken>) -> u64 {
 
 /// Goes on as if nothing had happened: some last messages either way, and a clean end.
 fn part(mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
-    let number = endpoint.state().said;
+    let (number, survivor) = (endpoint.state().said, survivor_of(&endpoint));
     // Until the ring has wrapped, with a long one in it.
     for n in number..number + 2 * DEPTH as u64 {
         let len = if n % 20 == 0 { LONG } else { SHORT };
@@ -476,6 +476,12 @@ fn part(mut endpoint: Endpoint<Spoken>, ledger: &Ledger) {
         (told > 0 && endpoint.state().heard == told - 1).then_some(())
     });
     frames_are_back(&mut endpoint);
+    // Whoever reads the last of these may not have said so yet.
+    patiently(|| {
+        endpoint.poll(64);
+        let audit = endpoint.audit(survivor)?;
+        audit.findings.is_empty().then_some(())
+    });
     while let Some(event) = endpoint.next_event() {
         let passes = matches!(event, Event::Degraded { .. } | Event::Recovered { .. });
         assert!(passes, "nothing has ended: {event:?}");

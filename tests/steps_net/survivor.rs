@@ -274,7 +274,7 @@ impl Survivor {
         let both = [Some(self.third), self.victim.filter(|_| !self.closed)];
         for channel in both.into_iter().flatten() {
             if let Some(frames) = self.endpoint.frames(channel) {
-                let right = frames.astray == 0 && frames.out == 0;
+                let right = frames.astray.is_empty() && frames.out == 0;
                 let all = frames.free + frames.lent == frames.frames;
                 check(right && all, || format!("{frames:?}"))?;
             }

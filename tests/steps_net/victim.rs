@@ -232,7 +232,7 @@ pub(crate) fn accounted_packets(status: &DeviceStatus) -> u64 {
 
 /// All frames of this side are back where they belong.
 fn frames_are_back(endpoint: &mut Endpoint<Spoken>, channel: ChannelId) {
-    let back = |audit: PoolAudit| audit.free == audit.frames && audit.astray == 0;
+    let back = |audit: PoolAudit| audit.free == audit.frames && audit.astray.is_empty();
     patiently(|| {
         endpoint.poll(64);
         endpoint.frames(channel).is_some_and(back).then_some(())

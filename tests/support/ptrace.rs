@@ -120,6 +120,17 @@ impl Task {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Where a repeated instruction (`rep movs`, `rep stos`) writes next.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn writes_to(self) -> io::Result<u64> {
+        Ok(self.registers()?.rdi)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn writes_to(self) -> io::Result<u64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn registers(self) -> io::Result<libc::user_regs_struct> {
         let mut registers = std::mem::MaybeUninit::<libc::user_regs_struct>::uninit();

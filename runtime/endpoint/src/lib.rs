@@ -72,7 +72,7 @@ pub use tightbeam_segment::{
     Audit, Batch, Capabilities, Counter, Counters, Device, DeviceError, DeviceStatus, Finding,
     Frame, FrameError, Frozen, HEADROOM, LayoutError, MAX_CALLS, MAX_DEPTH, MAX_GRANTED,
     MAX_INLINE, MAX_LOANS, MAX_MESSAGE, MAX_PARTS, MIN_DEPTH, Mismatch, PAYLOAD_BYTES, Packet,
-    PeerFault, Place, PoolAudit, Received, Ring, Route, Teller, Trust,
+    PeerFault, Place, PoolAudit, Received, Ring, Route, StrayFrame, Teller, Trust,
 };
 pub use tightbeam_sys::Errno;
 pub use tightbeam_sys::control::Credentials;

@@ -81,7 +81,7 @@ pub use device::{Capabilities, Device, DeviceError, DeviceStatus, Packet, Route}
 pub use fault::PeerFault;
 pub use frames::{
     Arrived, Courier, Frame, FrameError, FrameMemory, Frozen, Granted, MakeFrames, More, Pool,
-    PoolAudit, Received, Trust,
+    PoolAudit, Received, StrayFrame, Trust,
 };
 pub use identity::{Attached, Formatted, Identity, Incarnation, Mismatch};
 pub use joined::joined;

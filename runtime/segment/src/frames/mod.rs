@@ -26,7 +26,7 @@ mod loans;
 mod pool;
 mod received;
 
-pub use audit::PoolAudit;
+pub use audit::{PoolAudit, StrayFrame};
 pub use error::FrameError;
 pub use grants::More;
 pub(crate) use loans::Loans;

@@ -1,5 +1,6 @@
 //! Where frames come from: memory in a few size classes, and the ledger that says where each frame is.
 
+use crate::frames::audit::StrayFrame;
 use crate::frames::classes::stride_of;
 use crate::frames::{FrameError, PoolAudit};
 use crate::layout::{HEADROOM, MAX_MESSAGE, MAX_SEGMENTS, SLOT_BYTES};
@@ -386,19 +387,20 @@ impl Pool {
             bytes: self.bytes.get(),
             ..PoolAudit::default()
         };
-        for slab in self.slabs.borrow().iter() {
-            let mut listed = alloc::vec![0u8; slab.entries.len()];
+        for (number, slab) in self.slabs.borrow().iter().enumerate() {
+            let mut listed = alloc::vec![0; slab.entries.len()];
             for &slot in slab.free.iter().chain(&slab.secured) {
-                listed[usize::from(slot)] = listed[usize::from(slot)].saturating_add(1);
+                listed[usize::from(slot)] += 1;
             }
-            for (entry, listed) in slab.entries.iter().zip(listed) {
-                audit.frames += 1;
-                match (listed, entry.free, entry.out, entry.lent) {
-                    (1, true, 0, 0) => audit.free += 1,
-                    (0, false, 1.., _) => audit.out += 1,
-                    (0, false, 0, 1..) => audit.lent += 1,
-                    _ => audit.astray += 1,
-                }
+            for (slot, (entry, listed)) in slab.entries.iter().zip(listed).enumerate() {
+                audit.note(StrayFrame {
+                    slab: number,
+                    slot,
+                    listed,
+                    free: entry.free,
+                    out: entry.out as usize,
+                    lent: entry.lent.into(),
+                });
             }
         }
         audit
