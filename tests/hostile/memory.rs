@@ -268,6 +268,7 @@ fn l03_frames_are_written_by_who_may_only_read_them() {
         let end = stage.event();
         assert!(matches!(end, tightbeam::Event::Closed { .. }), "{end:?}");
         assert!(liar.finish());
+        stage.quarantined(channel);
         stage.end();
     }
 }
