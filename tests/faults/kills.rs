@@ -554,8 +554,16 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     found.print(name, start.elapsed());
     println!("  {before:?}, then {after:?}");
     if long() && !crowd {
-        // How soon the kernel ends a process, and runs a thread, is not ours.
-        assert!(percentile(&found.own, 0.5) <= 1_000_000, "p50 above 1 ms");
+        // With a CPU for each that is busy: with fewer the kernel alone takes longer than all of that.
+        let bounds = [
+            ("noticed, p50", percentile(&found.noticed, 0.5), 1),
+            ("noticed, max", percentile(&found.noticed, 1.0), 10),
+            ("everything back, max", percentile(&found.back, 1.0), 20),
+        ];
+        for (what, took, most) in bounds {
+            let took = Duration::from_nanos(took);
+            assert!(took <= Duration::from_millis(most), "{what}: {took:?}");
+        }
     }
     assert!(!found.back.is_empty());
     nothing_left(survivor);

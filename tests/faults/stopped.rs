@@ -191,10 +191,7 @@ const IDLE: Duration = Duration::from_millis(250);
 
 /// Consumers are stopped again and again while others call.
 pub(crate) fn consumers() {
-    let (stops, duration) = match long() {
-        true => (1000, Duration::from_secs(1)),
-        false => (12, IDLE),
-    };
+    let (stops, duration) = (if long() { 1000 } else { 12 }, Duration::from_secs(1));
     let start = Instant::now();
     let rounds = stops / CONSUMERS.len();
     let mut ratios: Vec<f64> = Vec::new();

@@ -2,9 +2,10 @@
 //! come back, and what lies in them.
 
 use crate::liar::{
-    CURSOR_LINE, GRANT, Liar, MULTI, Opener, RING_LINE, Side, Words, length, report, target,
+    CURSOR_LINE, Liar, MULTI, Opener, RING_LINE, Side, Words, length, report, target,
 };
 use crate::lies::{HONEST, honest};
+use crate::support::opening::GRANT;
 use crate::support::{Ledger, patiently};
 use crate::victim::{ECHO, GO, NOTE, NUMBER, Stage};
 use rustix::fs::{MemfdFlags, SealFlags};

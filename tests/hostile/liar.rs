@@ -1,7 +1,7 @@
 //! A peer without manners, in a process of its own: it opens a channel by the rules, on either side, and then has its hands on
 //! every word that such a peer can reach.
 
-use crate::support::opening::{HELLO, READY, WELCOME, get_segment, opening, receive, send};
+use crate::support::opening::{GRANT, HELLO, READY, WELCOME, get_segment, opening, receive, send};
 use crate::support::{Ledger, PATIENCE, patiently};
 use crate::victim::{NOTE, PROGRESS};
 use rustix::io::Errno;
@@ -286,9 +286,6 @@ impl Opener {
         }
     }
 }
-
-/// What memory is passed with: "tb-mem" and two bytes that no text has (`runtime/endpoint/src/connection.rs`).
-pub(crate) const GRANT: u64 = u64::from_le_bytes(*b"tb-mem\x9d\xff");
 
 /// Tells the test how far it is.
 pub(crate) fn report(address: &str, progress: u64) {

@@ -1,8 +1,8 @@
 //! Rows L1 to L6 for memory in which frames lie: what a peer may pass beside the rings, and what it can do to it afterwards.
 
 use crate::lending::{STRIDE, framed, grant, pass, say_framed, whole_memory};
-use crate::liar::{GRANT, Liar, Opener, Side, report};
-use crate::support::opening::receive_all;
+use crate::liar::{Liar, Opener, Side, report};
+use crate::support::opening::{GRANT, receive_all};
 use crate::support::{Ledger, patiently};
 use crate::victim::{GO, NOTE, PROGRESS, Stage};
 use rustix::fs::{FallocateFlags, MemfdFlags, Mode, OFlags, SealFlags};

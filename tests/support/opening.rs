@@ -16,6 +16,8 @@ pub(crate) const HELLO: u32 = 1;
 pub(crate) const WELCOME: u32 = 2;
 pub(crate) const REFUSAL: u32 = 3;
 pub(crate) const READY: u32 = 4;
+/// What memory is passed with: "tb-mem" and two bytes that no text has (`runtime/endpoint/src/connection.rs`).
+pub(crate) const GRANT: u64 = u64::from_le_bytes(*b"tb-mem\x9d\xff");
 
 /// The most descriptors that a test sends at once.
 const MANY: usize = 20;

@@ -22,7 +22,7 @@ pub(crate) const REPLY: u8 = 1;
 pub(crate) const BATCH: u8 = 4;
 pub(crate) const JUMP: u8 = 5;
 /// Of the bits that are reserved in other messages: the payload is a list of frames.
-const FRAMED: u8 = 4;
+pub(crate) const FRAMED: u8 = 4;
 
 /// So many bits of a word from this one on.
 fn bits(word: u64, from: u32, count: u32) -> u64 {

@@ -7,15 +7,15 @@
 mod support;
 
 use super::input::Input;
-use super::reference::Header;
-use rustix::fs::{MemfdFlags, ftruncate, memfd_create};
+use super::reference::{FRAMED, Header};
+use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
 use std::cell::Cell;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Once;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 use support::opening::{
-    HELLO, READY, REFUSAL, WELCOME, identity, map_whole, opening, sealed, segment, try_send,
+    GRANT, HELLO, READY, REFUSAL, WELCOME, identity, map_whole, opening, sealed, segment, try_send,
     unsealed,
 };
 use support::{PATIENCE, Scratch, patiently};
@@ -37,6 +37,9 @@ const WORDS: usize = 90;
 const BABBLE: &[u8] = b"babble";
 /// Bytes of a hello that mean something in it.
 const SAID: usize = 48;
+/// Of memory for frames: bytes of a frame, and of all.
+const STRIDE: usize = 8192;
+const FRAMES: usize = 4 * STRIDE;
 const CURSOR: usize = 1;
 const STATE: usize = 2;
 const RING: usize = 12;
@@ -143,6 +146,8 @@ struct Client {
     theirs: Option<PeerMemory>,
     /// Lap tag for the next lie.
     tag: u8,
+    /// Pieces of memory that it has passed, more or less as it should.
+    granted: u64,
 }
 
 impl Client {
@@ -158,6 +163,7 @@ impl Client {
             words,
             theirs: None,
             tag: 1,
+            granted: 0,
         })
     }
 
@@ -170,7 +176,7 @@ impl Client {
             }
             return self.listen();
         }
-        match input.below(12) {
+        match input.below(14) {
             0 => self.say(&opening(HELLO, identity()), &[self.segment.1.as_fd()]),
             1..=3 => self.listen(),
             4 if input.one_in(32) => control::shut(self.socket.as_fd()),
@@ -178,6 +184,7 @@ impl Client {
             6 => self.lie_in_words(input),
             7 => self.lie_with_descriptors(input),
             8 => self.say(input.take(70), &[]),
+            9 | 10 => self.grant(input),
             _ => self.scribble(input),
         }
     }
@@ -252,6 +259,32 @@ impl Client {
         self.say(&opening(kind, identity()), &chosen);
     }
 
+    /// Memory for frames, in words near the truth.
+    fn grant(&mut self, input: &mut Input<'_>) {
+        let mut said = [GRANT, self.granted, STRIDE as u64, FRAMES as u64];
+        if input.one_in(4) {
+            let word = 1 + input.below(3);
+            said[word] = match input.below(4) {
+                0 => input.word(),
+                1 => 0,
+                2 => said[word] + 1,
+                _ => said[word] / 2,
+            };
+        }
+        let [whole, unsealed, short] = [frames(FRAMES), unsealed(), frames(STRIDE)];
+        let menu = [whole.as_fd(), unsealed.as_fd(), short.as_fd()];
+        let with = match input.below(12) {
+            0 => &menu[..0],
+            1 => &menu[..2],
+            2 => &menu[1..2],
+            3 => &menu[2..],
+            _ => &menu[..1],
+        };
+        let bytes: Vec<u8> = said.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        self.say(&bytes, with);
+        self.granted += 1;
+    }
+
     /// Headers near the truth, and words that are not.
     fn scribble(&mut self, input: &mut Input<'_>) {
         let at = match input.below(8) {
@@ -261,13 +294,13 @@ impl Client {
             3 => RING + input.below(8),
             _ => RING,
         };
-        let len = input.one_of(&[0, 8, 56, 57, 200, 1080]);
+        let len = input.one_of(&[0, 8, 16, 16, 56, 57, 200, 1080]);
         let header = Header {
             tag: self.tag,
             kind: input.one_of(&[0, 0, 0, 4, 4, 5, 1]),
             multi: len > 56,
             restart: !input.one_in(8),
-            reserved: 0,
+            reserved: input.one_of(&[0, 0, 0, FRAMED]),
             len,
             credit: input.below(4) as u64,
             wanted: input.one_in(2),
@@ -283,6 +316,16 @@ impl Client {
         }
         self.words.word(at).store(word, Ordering::Release);
     }
+}
+
+/// Memory for frames, as it should be.
+fn frames(bytes: usize) -> OwnedFd {
+    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
+    let memory = memfd_create("frames", flags).expect("a memfd");
+    rustix::io::pwrite(&memory, &vec![7; bytes], 0).expect("written");
+    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::FUTURE_WRITE | SealFlags::SEAL;
+    fcntl_add_seals(&memory, seals).expect("sealed");
+    memory
 }
 
 /// A memfd that says what the segment says, but may still shrink.

@@ -70,7 +70,12 @@ impl Gate {
     }
 
     /// The process with this id has broken the rules. Should another one get its id, it waits in its place, which is harmless.
+    ///
+    /// Nobody waits for who has none here: the kernel says 0 of all that are of other pid namespaces, and they are not one.
     pub(crate) fn suspend(&self, pid: i32) {
+        if pid == 0 {
+            return;
+        }
         let now = Instant::now();
         let mut suspended = self
             .suspended
@@ -165,6 +170,8 @@ mod tests {
         assert_eq!(gate.suspended(100), None);
         gate.suspend(7);
         assert_eq!(gate.suspended.lock().unwrap().len(), 1);
+        gate.suspend(0);
+        assert_eq!(gate.suspended(0), None);
     }
 
     #[test]

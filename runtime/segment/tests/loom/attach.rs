@@ -1,7 +1,7 @@
 //! Attach and detach: who finds a segment finds all of it, and gets everything that was published before it was closed.
 //!
-//! Not seen: the opening exchange and the seals (`tests/bad_input.rs`, `tests/bad_peers.rs`), and an owner that is killed at
-//! any point of this (`tests/endings.rs`).
+//! Not seen: the opening exchange and the seals (`segments.rs` of `tests/hostile`, `tests/bad_peers.rs`), and an owner that is
+//! killed at any point of this (`tests/steps`: "open by connecting", "accept", "close").
 
 use crate::model;
 use loom::thread;

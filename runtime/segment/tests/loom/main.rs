@@ -2,9 +2,9 @@
 //! `RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom cargo test --release -p tightbeam-segment --test loom`.
 //!
 //! The code under test is the code that ships, over loom's atomics. Each file says what its models cannot see, and which
-//! test does. What none can see: other processes and real mappings (`tests/processes.rs`), kills (`tests/endings.rs`), hostile
-//! values (`tests/bad_peers.rs`), rings deeper than two slots (`model.rs`, in one thread), and what the hardware does beyond
-//! the C11 model that loom has.
+//! test does. What none can see: other processes and real mappings (`tests/processes.rs`), kills (`tests/steps`, `tests/faults`),
+//! hostile values (`tests/hostile`, `tests/scribbler`), rings deeper than two slots (`model.rs`, in one thread), and what the
+//! hardware does beyond the C11 model that loom has.
 
 #![cfg(loom)]
 

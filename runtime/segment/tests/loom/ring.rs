@@ -1,7 +1,7 @@
 //! Publish and consume, credit return, calls, and the end of a channel.
 //!
 //! Not seen: more than a few laps and slots, jumps over a tail (`model.rs`), and a peer that is killed between two stores
-//! (`tests/endings.rs`).
+//! (`tests/steps`).
 
 use crate::model;
 use loom::thread;

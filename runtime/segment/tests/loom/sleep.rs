@@ -3,9 +3,10 @@
 //! `membarrier` is a SeqCst fence on both sides, and the kernel's futex is a lock and a condition variable: it compares the word
 //! and falls asleep under the lock under which others are woken. The steps are those of `Endpoint::park` and `wake_if_asleep`.
 //!
-//! Not seen: whether `membarrier` and the futex do that, other processes, a waiter that a peer moves elsewhere
-//! (`tests/processes.rs` sleeps for real), a peer that is killed before it wakes (`tests/endings.rs`), and the control
-//! thread's bell, which has its own word and no ring.
+//! Not seen: whether `membarrier` and the futex do that, and other processes (`tests/processes.rs` sleeps for real); a waiter that
+//! a peer moves elsewhere (`waking.rs` of `tests/hostile`, row R7); a peer that is killed before it wakes (`tests/steps`, "send to a
+//! sleeper"); and the control thread's bell, which has its own word and no ring (`tests/faults`: each end is told; `tests/hostile`,
+//! row R6: so it is while its doors are flooded).
 
 use crate::model;
 use loom::sync::atomic::{Ordering, fence};
