@@ -111,3 +111,47 @@ fn who_only_sends_looks_seldom_and_who_looks_finds() {
     }
     server.join().unwrap();
 }
+
+/// Messages of a backlog, of which a poll handles so many.
+const BACKLOG: u64 = 500;
+const A_POLL: usize = 10;
+
+#[test]
+fn who_has_a_backlog_handles_it_before_it_looks_again_and_again() {
+    let address = "udp:127.0.0.1:7464";
+    let (listening, listens) = channel();
+    let (sending, is_sent) = channel();
+    let (taking, is_taken) = channel();
+    let server = thread::spawn(move || {
+        let handlers = Handlers::new().on(COUNT, |count: &mut u64, _, _| *count += 1);
+        let builder = Endpoint::builder().state(0).handlers(handlers);
+        let mut server = builder.listen(address).expect("a free port");
+        listening.send(()).unwrap();
+        while *server.state() == 0 {
+            server.poll_for(A_POLL, SHORT);
+            while server.next_event().is_some() {}
+        }
+        taking.send(()).unwrap();
+        is_sent.recv().unwrap();
+        let (before, mut polls) = (count(&server, "receive_calls"), 0);
+        while *server.state() < 1 + BACKLOG {
+            let handled = server.poll(A_POLL);
+            polls += u64::from(handled > 0);
+        }
+        let looks = count(&server, "receive_calls") - before;
+        assert!(polls >= BACKLOG / A_POLL as u64 / 2, "{polls}");
+        assert!(looks < polls / 2, "{looks} looks of {polls} polls");
+        taking.send(()).unwrap();
+    });
+    listens.recv().unwrap();
+    let mut client = Endpoint::connect(address).expect("it listens");
+    client.try_send(COUNT, b"one").expect("there is room");
+    is_taken.recv().unwrap();
+    for _ in 0..BACKLOG {
+        client.try_send(COUNT, b"one more").expect("there is room");
+    }
+    client.poll(0);
+    sending.send(()).unwrap();
+    is_taken.recv().unwrap();
+    server.join().unwrap();
+}

@@ -15,7 +15,7 @@ const RUN: u32 = 2;
 pub(crate) enum Inbox {
     Calls {
         batch: MessageBatch,
-        /// Looks in a row that have brought something.
+        /// Looks in a row that have brought something; the first in vain after a run does not count.
         lucky: u32,
     },
     Ring(Box<MultishotReceive>),
@@ -71,7 +71,12 @@ impl Inbox {
                         errno => return Err(errno),
                     },
                 };
-                *lucky = if got > 0 { lucky.saturating_add(1) } else { 0 };
+                *lucky = match got {
+                    // Who rests behind a run to let packets gather comes back for several.
+                    0 if *lucky > RUN => RUN,
+                    0 => 0,
+                    _ => lucky.saturating_add(1),
+                };
                 look.calls = 1;
                 for index in 0..got {
                     match batch.truncated(index) {

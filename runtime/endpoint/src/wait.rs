@@ -239,6 +239,7 @@ impl<S, D> Endpoint<S, D> {
             return;
         }
         if !self.mailbox.rang() {
+            self.lines.iter().for_each(|line| line.note_pause());
             wake::wait_any(&[self.mailbox.watched()], pause);
         }
     }

@@ -25,6 +25,7 @@ impl<S, D> Endpoint<S, D> {
             .fold(spins, |spins, line| line.spins(spins));
         loop {
             let (mut came, busy) = (0, self.processes > 0 || budget == 0);
+            let behind = !self.arrived.is_empty();
             let (channels, handlers) = (&mut self.channels, &self.handlers);
             // Processes, and channels in whose rings something is, are looked at when the devices have had their share.
             let rings = u32::from(self.processes > 0) + u32::from(!self.arrived.is_empty());
@@ -32,7 +33,7 @@ impl<S, D> Endpoint<S, D> {
             let mut doorstep = Doorstep::new(channels, handlers, &mut self.state);
             for line in &self.lines {
                 doorstep.budget = doorstep.handled + share;
-                came += line.begin_turn(busy, &mut |label, far, what, bytes| {
+                came += line.begin_turn((busy, behind), &mut |label, far, what, bytes| {
                     doorstep.take(label, far, what, bytes)
                 });
             }

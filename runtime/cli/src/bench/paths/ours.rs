@@ -154,11 +154,12 @@ impl Pace for Source {
     }
 }
 
-/// System calls that a device has made for its endpoint, and those in which the endpoint has waited for it.
+/// System calls that a device has made for its endpoint, and those in which the endpoint has waited for it or let messages gather.
 fn calls<S>(endpoint: &Endpoint<S>, messages: u64) -> Option<Calls> {
     let status = endpoint.device_status(endpoint.channels().next()?)?;
     let count = |name| status.count(name);
-    let calls = count("send_calls")? + count("receive_calls")? + count("wait_calls")?;
+    let names = ["send_calls", "receive_calls", "wait_calls", "gather_calls"];
+    let calls = names.map(count).into_iter().sum::<Option<u64>>()?;
     Some(Calls { calls, messages })
 }
 
@@ -320,7 +321,7 @@ impl Path for Ours {
     }
 
     fn does(&self, job: Job, wait: Wait) -> bool {
-        !self.gather || (job, wait) == (Job::Load, Wait::Block)
+        !self.gather || matches!((job, wait), (Job::Rate | Job::Load, Wait::Block))
     }
 
     fn offer(&self, spec: &Spec) -> Result<Offer, Broken> {
