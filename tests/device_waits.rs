@@ -1,9 +1,10 @@
 //! What an endpoint over a device does while it waits, told by the system calls that it counts: over UDP sockets on loopback.
 
+use std::collections::HashMap;
 use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
-use tightbeam::{Endpoint, Handlers, Wait};
+use tightbeam::{ChannelId, Endpoint, Handlers, Wait};
 
 const COUNT: u16 = 1;
 /// Longer than the waits below, all of which end without a message.
@@ -154,4 +155,67 @@ fn who_has_a_backlog_handles_it_before_it_looks_again_and_again() {
     sending.send(()).unwrap();
     is_taken.recv().unwrap();
     server.join().unwrap();
+}
+
+/// Messages of each of three who send as much as they can at once, and how many of them a poll handles.
+const FLOOD: u64 = 300;
+const SHARE: usize = 8;
+
+#[test]
+fn a_process_and_two_devices_that_flood_share_each_poll() {
+    let path = format!(
+        "shm:{}/tightbeam-share-{}.sock",
+        std::env::temp_dir().display(),
+        std::process::id()
+    );
+    let addresses = [
+        path,
+        "udp:127.0.0.1:7465".into(),
+        "udp:127.0.0.1:7466".into(),
+    ];
+    let handlers = Handlers::new().on(COUNT, |counts: &mut HashMap<ChannelId, u64>, _, reply| {
+        *counts.entry(reply.channel()).or_default() += 1;
+    });
+    let builder = Endpoint::builder().state(HashMap::new()).handlers(handlers);
+    let mut server = builder.listen(&addresses[0]).expect("a free path");
+    for address in &addresses[1..] {
+        server.accept_at(address).expect("a free port");
+    }
+    let (sending, is_sent) = channel();
+    let (ending, is_over) = channel::<()>();
+    let client = thread::spawn(move || {
+        let mut client = Endpoint::connect(&addresses[0]).expect("it listens");
+        for address in &addresses[1..] {
+            client.open(address).expect("it listens");
+        }
+        let channels: Vec<_> = client.channels().collect();
+        for channel in channels {
+            for _ in 0..FLOOD {
+                client
+                    .try_send_to(channel, COUNT, b"")
+                    .expect("there is room");
+            }
+        }
+        client.poll(0);
+        sending.send(()).unwrap();
+        let _ = is_over.recv();
+    });
+    while is_sent.try_recv().is_err() && !client.is_finished() {
+        // Nothing is handled while they send.
+        if server.channels().count() < 3 {
+            server.poll(0);
+        }
+    }
+    let most = |counts: &HashMap<ChannelId, u64>| counts.values().copied().max().unwrap_or(0);
+    while most(server.state()) < FLOOD {
+        server.poll(SHARE);
+    }
+    let counts = server.state();
+    assert_eq!(counts.len(), 3, "{counts:?}");
+    assert!(
+        counts.values().all(|count| *count >= FLOOD / 6),
+        "{counts:?}"
+    );
+    drop(ending);
+    client.join().unwrap();
 }

@@ -35,6 +35,8 @@ const SHARES: u64 = 16;
 const SHARED_LEN: usize = 6000;
 /// Bytes of memory for them, and for those of each channel.
 const FRAME_LIMIT: usize = 1 << 20;
+/// Kibibytes that a long run may have more at its end: 4 pages, which is a hundredth of 1.6 MiB.
+const PAGES: u64 = 16;
 /// The third party's number.
 const THIRD: u64 = 0;
 
@@ -525,7 +527,8 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     let mut survivor = Survivor::new(listening, crowd, seed(), name);
     // And that of the memory for frames that is made ahead, once frames have been used.
     let idle = descriptors() + 1;
-    survivor.round(WARM_UP.max(kills / 4));
+    // As long a round as any later one: of those who die before they have a channel each takes a place until its end.
+    survivor.round(WARM_UP.max(kills.min(ROUND)));
     let before = survivor.holding(idle, usize::MAX);
     survivor
         .found
@@ -553,11 +556,15 @@ pub(crate) fn campaign(listening: bool, crowd: bool, kills: u64) {
     let found = &mut survivor.found;
     found.print(name, start.elapsed());
     println!("  {before:?}, then {after:?}");
+    if long() {
+        let most = before.kibibytes + (before.kibibytes / 100).max(PAGES);
+        assert!(after.kibibytes <= most, "{before:?}, then {after:?}");
+    }
     if long() && !crowd {
-        // With a CPU for each that is busy: with fewer the kernel alone takes longer than all of that.
+        // How soon the kernel ends a process is not ours: that alone took 10.9 ms once in 50,000 times, of which the next 0.4 were.
         let bounds = [
-            ("noticed, p50", percentile(&found.noticed, 0.5), 1),
-            ("noticed, max", percentile(&found.noticed, 1.0), 10),
+            ("killed to told, p50", percentile(&found.noticed, 0.5), 1),
+            ("gone to told, max", percentile(&found.own, 1.0), 10),
             ("everything back, max", percentile(&found.back, 1.0), 20),
         ];
         for (what, took, most) in bounds {
