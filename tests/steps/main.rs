@@ -18,8 +18,8 @@
 //! ```
 //!
 //! Covered is the thread that does the operation: of opening, closing, and everything on the data path the caller's; of
-//! accepting also the control thread of the one that listens. A kernel call is one instruction, and so is one that repeats itself
-//! and writes what nobody else maps. The survivor polls after each step of the victim at every other point, and not before its end
+//! accepting also the control thread of the one that listens. A kernel call is one instruction, a look at the clock, too, and so is
+//! one that repeats itself and writes what nobody else maps. The survivor polls after each step of the victim at every other point, and not before its end
 //! at the others. The victim is a child with rings of 16 slots; messages, bounds and counts are in `operation.rs`.
 
 #[path = "../support/numbered.rs"]

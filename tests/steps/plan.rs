@@ -75,7 +75,7 @@ impl Plan {
             took: Duration::ZERO,
         };
         let mut survivor = Survivor::new(operation);
-        let way = match measure(operation, &mut survivor) {
+        let mut way = match measure(operation, &mut survivor) {
             Ok(way) => way,
             Err(wrong) => {
                 eprintln!("steps: {}, all of it: {wrong}", operation.name());
@@ -91,7 +91,14 @@ impl Plan {
             for n in (self.seed % stride..=row.instructions).step_by(stride as usize) {
                 let odd = (n / stride + self.seed) % 2 == 1;
                 let polls = !operation.needs_rest() && odd == (fate == Fate::Killed);
-                let walked = go_to(operation, (&way, n), fate, polls, &mut survivor);
+                let mut walked = go_to(operation, (&way, n), fate, polls, &mut survivor);
+                if let Ok(Walked::To(false)) = walked {
+                    // Perhaps the way that was measured is the one that few go.
+                    walked = measure(operation, &mut survivor).and_then(|other| {
+                        way = other;
+                        go_to(operation, (&way, n), fate, polls, &mut survivor)
+                    });
+                }
                 let done = match walked {
                     Ok(Walked::To(true)) if fate == Fate::Killed && operation.is_steady() => {
                         let before = std::mem::replace(&mut progress, survivor.progress());

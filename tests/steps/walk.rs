@@ -6,10 +6,14 @@
 //!
 //! An instruction that repeats itself (`rep stos`) is left after each time, for more than half of all steps of an opening, which
 //! clears private tables. If what it writes nobody else can see, it is one instruction; if anybody can, each time is one.
+//!
+//! A look at the clock is one instruction, as a call of the kernel is: it reads what the kernel writes (vDSO) again and again until that
+//! stands still, which takes a stepped task any number of times, and one that runs none.
 
 use crate::ptrace::{Resume, Stop, Task};
 use std::collections::HashMap;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 
 /// A place in the code, wherever that is loaded: a file, and how far behind the beginning of its code.
@@ -35,6 +39,12 @@ impl Images {
             code.then_some((name, number(from)?..number(to)?))
         };
         Ok(Images(maps.lines().filter_map(image).collect()))
+    }
+
+    /// Whether this is code of the kernel's that a process executes itself.
+    fn is_vdso(&self, address: u64) -> bool {
+        let mut images = self.0.iter();
+        images.any(|(name, range)| name == "[vdso]" && range.contains(&address))
     }
 
     fn place(&self, address: u64) -> io::Result<Place> {
@@ -194,9 +204,18 @@ impl Walker<'_> {
         Ok(None)
     }
 
-    /// Executes an instruction, or a repeated one once.
-    fn step(&mut self) -> io::Result<Seen> {
-        Ok(match self.go(Resume::Step)? {
+    /// Executes an instruction, or a repeated one once; of a call into the vDSO all.
+    fn step(&mut self, here: &Images) -> io::Result<Seen> {
+        let mut stopped = self.go(Resume::Step)?;
+        if stopped && here.is_vdso(self.task.at()?) {
+            let mut back = [0; 8];
+            let memory = std::fs::File::open(self.files.join("mem"))?;
+            memory.read_exact_at(&mut back, self.task.stack()?)?;
+            self.task.break_at([u64::from_ne_bytes(back), 0])?;
+            stopped = self.go(Resume::Run)?;
+            self.task.break_at([0; 2])?;
+        }
+        Ok(match stopped {
             true => self.company.look(),
             false => Seen::Over,
         })
@@ -212,12 +231,12 @@ impl Walker<'_> {
             places.push(images.place(at)?);
             steps.push(taken);
             taken += 1;
-            let mut seen = self.step()?;
+            let mut seen = self.step(&images)?;
             if seen == Seen::Nothing && self.task.at()? == at {
                 let is_shared = is_shared(self.files, self.task.writes_to()?)?;
                 while !is_shared && seen == Seen::Nothing && self.task.at()? == at {
                     taken += 1;
-                    seen = self.step()?;
+                    seen = self.step(&images)?;
                 }
             }
             if seen != Seen::Nothing {
@@ -276,9 +295,9 @@ impl Walker<'_> {
         }
         for at in at..n {
             let from = self.task.at()?;
-            let mut seen = self.step()?;
+            let mut seen = self.step(there)?;
             while leg.repeats(at) && seen == Seen::Nothing && self.task.at()? == from {
-                seen = self.step()?;
+                seen = self.step(there)?;
             }
             if seen == Seen::Over && at + 1 < n {
                 return Ok(false);

@@ -120,6 +120,17 @@ impl Task {
         Err(io::ErrorKind::Unsupported.into())
     }
 
+    /// Where the end of its stack is: at the beginning of a function the address to which that returns.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn stack(self) -> io::Result<u64> {
+        Ok(self.registers()?.rsp)
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    pub(crate) fn stack(self) -> io::Result<u64> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Where a repeated instruction (`rep movs`, `rep stos`) writes next.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn writes_to(self) -> io::Result<u64> {
