@@ -142,7 +142,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
 /// Looks before it takes: the descriptors that it has then are further ones of what lies in the message, so that none of those that the
 /// kernel closes here, because this process may have no more, or when the message goes, is the last.
 fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
-    let looked = receive_with(socket, buffer, RecvFlags::PEEK)?;
+    let mut looked = receive_with(socket, buffer, RecvFlags::PEEK)?;
     if looked.bytes == 0 && looked.descriptors.is_empty() && !looked.no_room {
         // The end, or a message without bytes; what comes only now must not be taken unseen.
         return receive_with(socket, buffer, RecvFlags::empty());
@@ -150,9 +150,12 @@ fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, E
     if !looked.no_room {
         rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?;
     }
+    // All of them lived until now; whoever closes the rest is the last.
+    looked.descriptors.truncate(MAX_DESCRIPTORS);
     Ok(looked)
 }
 
+/// With all of the message's descriptors.
 fn receive_with(
     socket: BorrowedFd<'_>,
     buffer: &mut [u8],
@@ -177,7 +180,6 @@ fn receive_with(
     // The buffer had room for all, so if some are missing it was the process that had none.
     received.no_room = message.flags.contains(ReturnFlags::CTRUNC);
     received.too_many = received.descriptors.len() > MAX_DESCRIPTORS;
-    received.descriptors.truncate(MAX_DESCRIPTORS);
     Ok(received)
 }
 
