@@ -70,8 +70,10 @@ fn each_lie_ends_one_channel(row: &str) {
         println!("{row}: {} lies, {side:?}", lies.len());
         for lie in lies {
             let channel = stage.meet(side);
-            assert_eq!(stage.faulted(channel), lie.fault);
-            assert_eq!(stage.log(channel).messages, lie.noted, "{:?}", lie.fault);
+            let (fault, counters) = stage.faulted_with(channel);
+            assert_eq!(fault, lie.fault);
+            assert_eq!(stage.log(channel).messages, lie.noted, "{fault:?}");
+            assert_eq!(counters.get(Counter::Received), lie.noted, "{fault:?}");
             stage.quarantined(channel);
         }
         assert!(liar.finish());

@@ -9,7 +9,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tightbeam::{
-    Builder, CallError, ChannelId, Endpoint, Event, Handlers, Message, PeerFault, Reply, SendError,
+    Builder, CallError, ChannelId, Counters, Endpoint, Event, Handlers, Message, PeerFault, Reply,
+    SendError,
 };
 
 /// Answers with what came.
@@ -253,8 +254,17 @@ impl Stage {
 
     /// The channel ends, with what its peer did wrong, and nobody else's does.
     pub(crate) fn faulted(&mut self, of: ChannelId) -> PeerFault {
+        self.faulted_with(of).0
+    }
+
+    /// The same, with the channel's last counters.
+    pub(crate) fn faulted_with(&mut self, of: ChannelId) -> (PeerFault, Counters) {
         match self.event() {
-            Event::Faulted { channel, fault, .. } if channel == of => fault,
+            Event::Faulted {
+                channel,
+                fault,
+                counters,
+            } if channel == of => (fault, counters),
             other => panic!("{other:?}"),
         }
     }

@@ -304,10 +304,7 @@ impl Channel {
                     Other::Handled => {}
                     Other::Batch(messages) => {
                         handled += messages;
-                        // Of a batch at fault nothing is consumed: the port has stopped.
-                        if self.port.fault().is_none() {
-                            self.port.consume();
-                        }
+                        self.port.end_batch();
                         continue;
                     }
                     Other::Answered => {

@@ -181,6 +181,19 @@ impl Port {
         }
         messages
     }
+
+    /// Ends the batch that was handled. One at fault is not consumed, because the port has stopped; the messages of it that were handed over
+    /// have been counted.
+    #[inline(always)]
+    pub fn end_batch(&mut self) {
+        match self.fault.get() {
+            None => self.consume(),
+            Some(_) => {
+                let header = self.header.get();
+                self.header.set(Descriptor(header.0 | Descriptor::CONSUMED));
+            }
+        }
+    }
 }
 
 /// Bytes that a message of this length takes: at least a word, so that a batch holds a bounded number of them.
