@@ -3,11 +3,12 @@
 
 mod support;
 
-use rustix::process::{Signal, getpid, kill_process};
+use rustix::process::{Resource, Rlimit, Signal, getpid, getrlimit, kill_process, setrlimit};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 use support::{Ledger, PATIENCE, Peer, Scratch, connect, next_event, opened, patiently, role};
 use tightbeam::{
-    CallError, Counter, Endpoint, Event, Handlers, MAX_INLINE, Message, Reply, SendError,
+    CallError, Counter, Endpoint, Event, Handlers, MAX_INLINE, Message, PeerFault, Reply, SendError,
 };
 
 const ECHO: u16 = 1;
@@ -87,6 +88,7 @@ fn child_role() {
             Ledger::of(&address).write(GONE, 1);
             std::process::exit(0);
         }
+        "run out of descriptors" => run_out(&address),
         other => panic!("no such role: {other}"),
     }
     Ledger::of(&address).write(GONE, 1);
@@ -317,6 +319,46 @@ fn an_answer_outlives_who_gave_it() {
         assert_eq!(matches!(end, Event::Closed { .. }), clean, "{end:?}");
         assert_eq!(matches!(end, Event::Dead { .. }), !clean, "{end:?}");
         assert_eq!(client.state().notes, NOTES + more, "{role}");
+        assert!(child.finish());
+    }
+}
+
+/// A client that may have no descriptor more when memory for frames comes, and is told why its channel is over.
+fn run_out(address: &str) {
+    let mut client = connect(address);
+    let free = std::fs::File::open("/dev/null").expect("a descriptor");
+    let (current, maximum) = (
+        Some(free.as_raw_fd() as u64),
+        getrlimit(Resource::Nofile).maximum,
+    );
+    drop(free);
+    setrlimit(Resource::Nofile, Rlimit { current, maximum }).expect("below the hard limit");
+    client.send(NOTE, b"ready").expect("room");
+    let event = next_event(&mut client);
+    let Event::Faulted { fault, .. } = event else {
+        panic!("{event:?}");
+    };
+    assert_eq!(fault, PeerFault::Exhausted);
+}
+
+/// Who is short of something does not let its peer think that it was at fault, or hung up without a word.
+#[test]
+fn who_runs_out_of_descriptors_closes() {
+    let scratch = Scratch::new("endings-exhausted");
+    let mut server = server(&scratch.address());
+    for _ in 0..2 {
+        let child = Peer::start("run out of descriptors", &scratch.address());
+        opened(&mut server);
+        let channel = server.channels().next().expect("a channel");
+        patiently(|| {
+            server.poll(1);
+            let counters = server.counters(channel)?;
+            (counters.get(Counter::Received) == 1).then_some(())
+        });
+        let long = vec![7; 100_000];
+        server.try_send_to(channel, NOTE, &long).expect("room");
+        let end = next_event(&mut server);
+        assert!(matches!(end, Event::Closed { .. }), "{end:?}");
         assert!(child.finish());
     }
 }

@@ -318,6 +318,10 @@ impl<S, D> Endpoint<S, D> {
             return;
         };
         ended.drop_queued();
+        if matches!(end, End::Faulted(PeerFault::Exhausted)) {
+            // Of that the peer has done nothing wrong: it is told that this is the end.
+            ended.port.close();
+        }
         self.forget_connection(&ended);
         self.count_channels();
         match &ended.beside {
