@@ -40,8 +40,8 @@ pub trait MakeFrames {
 #[derive(Clone, Copy, Default)]
 struct Entry {
     generation: u32,
-    /// To how many it is lent.
-    lent: u16,
+    /// To how many it is lent: by each channel as often as that lends frames.
+    lent: u32,
     /// How many values of ours stand for it: the one who writes it, or those who keep it complete.
     out: u32,
     free: bool,
@@ -359,7 +359,8 @@ impl Pool {
     /// Notes that a frame is lent to one more.
     pub(crate) fn lend(&self, name: Name) {
         let mut slabs = self.slabs.borrow_mut();
-        slabs[usize::from(name.slab)].entries[usize::from(name.slot)].lent += 1;
+        let entry = &mut slabs[usize::from(name.slab)].entries[usize::from(name.slot)];
+        entry.lent = entry.lent.checked_add(1).expect("fewer than 2^32 loans");
     }
 
     /// Notes that one of those to whom it was lent has given it back.
@@ -399,7 +400,7 @@ impl Pool {
                     listed,
                     free: entry.free,
                     out: entry.out as usize,
-                    lent: entry.lent.into(),
+                    lent: entry.lent as usize,
                 });
             }
         }
