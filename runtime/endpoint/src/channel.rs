@@ -96,8 +96,8 @@ pub(crate) struct Channel {
     pub(crate) armed: Armed,
     /// The endpoint itself watches the connection.
     pub(crate) watched: bool,
-    /// Somebody found no room to send.
-    pub(crate) wants_room: Cell<bool>,
+    /// Somebody found no room to send; what had been taken of credit and frames then.
+    pub(crate) wants_room: Cell<Option<u64>>,
     /// See [`Endpoint::all_armed`](crate::Endpoint).
     pub(crate) all_armed: Rc<Cell<bool>>,
     pub(crate) peer: PeerIdentity,
@@ -155,13 +155,14 @@ impl Channel {
         peer: PeerIdentity,
         memory: MemoryReport,
     ) -> Channel {
+        port.tell_returns(Rc::clone(&all_armed));
         Channel {
             id,
             port,
             beside,
             armed: Armed::No,
             watched: false,
-            wants_room: Cell::new(false),
+            wants_room: Cell::new(None),
             all_armed,
             peer,
             memory,
@@ -331,19 +332,28 @@ impl Channel {
         handled
     }
 
+    /// Before a sleep: tells the peer of frames that were given back since the last drain.
+    pub(crate) fn tell_returns(&self) {
+        if self.port.gave_back() {
+            self.port.finish_drain();
+            wake_if_asleep(self);
+        }
+    }
+
     /// Goes on after a handler that has unwound: its message counts as handled, the rest of its batch is handled now.
     #[cold]
     #[inline(never)]
     fn go_on<S>(&mut self, handlers: &Handlers<S>, state: &mut S) -> usize {
-        if self.port.fault().is_some() {
-            return 0;
-        }
         self.port.count(Counter::HandlerUnwound);
-        let rest = match self.port.holds_batch() {
-            true => self.unpack(handlers, state),
-            false => 0,
+        if !self.port.holds_batch() {
+            self.port.consume();
+            return 1;
+        }
+        let rest = match self.port.fault() {
+            None => self.unpack(handlers, state),
+            Some(_) => 0,
         };
-        self.port.consume();
+        self.port.end_batch();
         1 + rest
     }
 

@@ -59,7 +59,7 @@ impl Channel {
     fn arm(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
         let Some(connection) = self.beside.connection() else {
             // What comes over a device is announced by the device's own descriptor.
-            return Ok(self.wants_room.get());
+            return Ok(self.wants_room.get().is_some());
         };
         if !self.watched {
             let watched = watcher.add(connection.as_fd(), self.id.0);
@@ -77,7 +77,7 @@ impl Channel {
             self.port.set_asleep(Asleep::Connection);
             self.armed = Armed::Fresh;
         }
-        Ok(self.armed == Armed::Fresh || self.wants_room.get())
+        Ok(self.armed == Armed::Fresh || self.wants_room.get().is_some())
     }
 
     pub(crate) fn disarm(&mut self) {
@@ -90,7 +90,10 @@ impl Channel {
 
     /// Notes that somebody found no room to send, and may wait until there is.
     pub(crate) fn want_room(&self) {
-        self.wants_room.set(true);
+        // Who has found none before is told of what was taken since, too.
+        let taken = || self.port.taken();
+        self.wants_room
+            .set(self.wants_room.get().or_else(|| Some(taken())));
         self.all_armed.set(false);
     }
 
@@ -101,9 +104,10 @@ impl Channel {
         if self.armed == Armed::Fresh {
             self.armed = Armed::Yes;
         }
-        let room = self.wants_room.get() && self.port.has_credit();
+        let has_come = |taken| taken != self.port.taken() || self.port.has_credit();
+        let room = self.wants_room.get().is_some_and(has_come);
         if room {
-            self.wants_room.set(false);
+            self.wants_room.set(None);
         }
         arrived || room
     }
@@ -222,6 +226,7 @@ impl<S, D> Endpoint<S, D> {
         }
         let mut fresh = false;
         for channel in self.channels.iter_mut().flatten() {
+            channel.tell_returns();
             fresh |= channel.arm(watcher)?;
         }
         if !fresh {
@@ -245,7 +250,7 @@ impl<S, D> Endpoint<S, D> {
             }
         }
         let mut channels = self.channels.iter().flatten();
-        let any_waits = channels.any(|channel| channel.wants_room.get());
+        let any_waits = channels.any(|channel| channel.wants_room.get().is_some());
         self.all_armed.set(!news && !any_waits);
         Ok(!news && !self.mailbox.rang())
     }

@@ -80,7 +80,8 @@ pub struct Endpoint<S, D> {
     pub(crate) neighbours: Neighbours,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,
-    /// All channels are armed, and nobody waits for room: nothing has to be done before the next sleep. With a thousand
+    /// All channels are armed, nobody waits for room, and no frame was given back of which its sender is not told yet: nothing has to be
+    /// done before the next sleep. With a thousand
     /// channels that is 100 us every 10 ms, because nothing of them is in a cache any more.
     pub(crate) all_armed: Rc<Cell<bool>>,
     /// The same, as the tokio runtime knows it.

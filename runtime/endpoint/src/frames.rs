@@ -171,6 +171,7 @@ impl<S, D> Endpoint<S, D> {
         self.shared.frame(len).map_err(|error| {
             for channel in self.channels.iter().flatten() {
                 if channel.port.lent() > 0 {
+                    channel.port.take_credit();
                     channel.want_room();
                 }
             }

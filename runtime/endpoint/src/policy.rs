@@ -78,8 +78,10 @@ pub(crate) struct Flow {
     stuck_at: Option<u64>,
     /// It has recovered when the peer has no more frames than this.
     most_lent: usize,
-    /// What of the peer's credit had been taken when the queue's oldest found no room, if that is what it waits for.
+    /// What of the peer's credit had been taken when the queue's oldest found no room.
     no_room_at: Option<u64>,
+    /// Memory of its frames could not be passed to the peer then: that this has room again is said nowhere, so it is tried in each poll.
+    passes_memory: bool,
 }
 
 impl Flow {
@@ -204,17 +206,15 @@ impl<F: Frames> Offer for Moved<F> {
 impl Channel {
     /// Sends what waits, oldest first, as far as there is room; at most so many messages.
     fn send_queued(&mut self, most: usize) {
-        let Some(queue) = &mut self.flow.queue else {
-            return;
-        };
-        if let Some(taken) = self.flow.no_room_at
-            && taken == self.port.taken()
-            && !self.port.has_credit()
-        {
+        if !self.has_room_for_queued() && !self.flow.passes_memory {
             return;
         }
         self.flow.no_room_at = None;
-        let mut sent = false;
+        self.flow.passes_memory = false;
+        let Some(queue) = &mut self.flow.queue else {
+            return;
+        };
+        let (mut sent, mut full) = (false, false);
         for _ in 0..most {
             let Some((handler, waiting)) = queue.front() else {
                 break;
@@ -230,11 +230,10 @@ impl Channel {
                     sent = true;
                 }
                 Err(error) if is_for_want_of_room(error) => {
-                    // That the peer takes the memory of a frame is said nowhere; whatever else it does is.
-                    let memory = matches!(error, TrySendError::Frame(FrameError::InUse { .. }));
-                    self.flow.no_room_at = (!memory).then(|| self.port.taken());
-                    self.wants_room.set(true);
-                    self.all_armed.set(false);
+                    self.flow.no_room_at = Some(self.port.taken());
+                    self.flow.passes_memory =
+                        matches!(error, TrySendError::Frame(FrameError::InUse { .. }));
+                    full = true;
                     break;
                 }
                 // The channel is over, or this message can never be sent (its memory cannot be passed any more).
@@ -244,6 +243,9 @@ impl Channel {
                 }
                 Err(_) => break,
             }
+        }
+        if full {
+            self.want_room();
         }
         if sent {
             self.flow.stuck_at = None;

@@ -67,6 +67,7 @@ impl Port {
             return Ok(());
         }
         self.counters.add(Counter::Full);
+        self.take_credit();
         match self.lent() + parts > most {
             true => Err(FrameError::Lent),
             false => Err(FrameError::QuotaLent { quota }),
@@ -129,5 +130,114 @@ pub(super) fn shared_bytes(frame: &Frame) -> usize {
     match frame.pool().is_shared() {
         true => frame.stride(),
         false => 0,
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use crate::frames::Frozen;
+    use crate::testing::{self, HeapMaker};
+    use crate::{
+        Arrival, Layout, MAX_LOANS, Outgoing, PeerFault, Pool, Port, Received, TrySendError,
+    };
+    use alloc::vec::Vec;
+
+    const LEN: usize = 3000;
+
+    fn pair() -> (Port, Port) {
+        let (mut left, mut right) = testing::pair(Layout::new(256).unwrap());
+        testing::equip(&mut left, &mut right, 8 << 20);
+        (left, right)
+    }
+
+    fn send(left: &Port) -> Result<(), TrySendError> {
+        let frame = left.frame(LEN).unwrap();
+        left.try_lend(Outgoing::message(1), &[frame])
+    }
+
+    fn keep(right: &mut Port) -> Received {
+        assert_eq!(right.arrival(), Arrival::Message { handler: 1 });
+        let kept = right.incoming().0.frames().unwrap();
+        right.consume();
+        right.finish_drain();
+        kept
+    }
+
+    #[test]
+    fn that_frames_are_missing_is_no_news() {
+        let (left, mut right) = pair();
+        let mut kept: Vec<Received> = (0..MAX_LOANS)
+            .map(|_| {
+                send(&left).unwrap();
+                keep(&mut right)
+            })
+            .collect();
+        assert!(left.has_credit(), "the slots that were consumed");
+        assert!(send(&left).is_err() && !left.has_credit());
+        kept.pop();
+        assert!(left.has_credit());
+        send(&left).unwrap();
+    }
+
+    #[test]
+    fn that_a_quota_is_used_up_is_no_news() {
+        let (left, mut right) = pair();
+        let pool = Pool::shared(HeapMaker, 1 << 20);
+        let publish = |left: &Port| {
+            let frame = pool.frame(LEN).unwrap().freeze();
+            left.try_publish(Outgoing::message(1), &frame)
+        };
+        left.set_quota(4096 + LEN);
+        publish(&left).unwrap();
+        let kept = keep(&mut right);
+        assert!(publish(&left).is_err() && !left.has_credit());
+        drop(kept);
+        assert!(left.has_credit());
+        publish(&left).unwrap();
+    }
+
+    #[test]
+    fn what_is_given_back_after_a_fault_comes_back() {
+        let (left, mut right) = pair();
+        send(&left).unwrap();
+        let kept = keep(&mut right);
+        left.fail(PeerFault::Exhausted);
+        left.collect();
+        assert_eq!(left.lent(), 1);
+        drop(kept);
+        left.collect();
+        assert_eq!((left.lent(), left.audit_frames().lent), (0, 0));
+    }
+
+    #[test]
+    fn who_gave_back_what_it_did_not_have_is_not_believed() {
+        let (left, mut right) = pair();
+        send(&left).unwrap();
+        let kept = keep(&mut right);
+        left.fail(PeerFault::Return {
+            segment: 7,
+            slot: 7,
+        });
+        drop(kept);
+        left.collect();
+        assert_eq!(left.lent(), 1);
+    }
+
+    /// More channels than a listener allows unless it is told to, each with as many loans as one may have.
+    #[test]
+    fn a_frame_may_be_lent_to_any_number() {
+        const LOANS: usize = 1 << 17;
+        let pool = Pool::shared(HeapMaker, 1 << 20);
+        let frame: Frozen = pool.frame(LEN).unwrap().freeze();
+        let name = frame.as_ref().name();
+        (0..LOANS).for_each(|_| pool.lend(name));
+        drop(frame);
+        for _ in 0..LOANS {
+            let audit = pool.audit();
+            assert_eq!((audit.lent, audit.astray.len()), (1, 0), "{audit:?}");
+            pool.take_back(name);
+        }
+        let audit = pool.audit();
+        assert_eq!((audit.lent, audit.free), (0, audit.frames));
     }
 }

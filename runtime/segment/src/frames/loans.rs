@@ -160,8 +160,7 @@ impl Port {
         self.collect();
         let frame = equipment.pool.frame(len);
         if frame.is_err() {
-            // So that `has_credit` tells of what comes from now on.
-            let _ = self.take_credit_from_cursor();
+            self.take_credit();
         }
         frame
     }
@@ -383,13 +382,16 @@ impl Port {
     }
 
     /// Takes back the frames that the peer has done with. One load if there are none.
+    ///
+    /// After a fault, too: whatever else the peer did, or this side was short of, a frame that is said to be given back is. Only who has
+    /// given back what it did not have is not believed any more.
     pub fn collect(&self) {
         // At most as many as there are words in a lap.
         for _ in 0..RETURNS {
             let number = self.frames.collected.get();
             let (line, word) = place(number);
             let found = self.peer.line(line).load(word);
-            if found & 0xff != lap_tag(number) || self.fault.get().is_some() {
+            if found & 0xff != lap_tag(number) || self.is_disbelieved() {
                 return;
             }
             // Acquire: pairs with the Release in `Returns::give_back`; what we write to the frame now, its reader does not see.
@@ -401,6 +403,11 @@ impl Port {
                 return;
             }
         }
+    }
+
+    /// Whether the peer has given back what it did not have.
+    fn is_disbelieved(&self) -> bool {
+        matches!(self.fault.get(), Some(PeerFault::Return { .. }))
     }
 
     /// Ends a loan; `false` if there is no such loan.
@@ -427,6 +434,12 @@ impl Port {
         let number = self.frames.collected.get();
         let (line, word) = place(number);
         self.peer.line(line).load(word) & 0xff == lap_tag(number)
+    }
+
+    /// Clears a flag of its owner's whenever a message in frames is given back that was kept ([`Received`]): then nobody has told the
+    /// peer, who may sleep until it has room, unless a drain follows.
+    pub fn tell_returns(&self, all_told: Rc<Cell<bool>>) {
+        self.frames.returns.tell(all_told);
     }
 
     /// Whether frames of the peer were given back since this was last asked.

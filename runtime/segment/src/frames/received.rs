@@ -7,7 +7,7 @@ use crate::lines::{LINE_WORDS, OwnLines};
 use crate::scratch::LineWords;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
-use core::cell::Cell;
+use core::cell::{Cell, OnceCell};
 
 /// The receiving side of the free ring: says in my segment which of the peer's frames I have done with.
 pub(crate) struct Returns {
@@ -18,6 +18,8 @@ pub(crate) struct Returns {
     taken: Cell<u64>,
     /// Something was given back since somebody asked.
     fresh: Cell<bool>,
+    /// Cleared when a message that was kept is given back.
+    all_told: OnceCell<Rc<Cell<bool>>>,
 }
 
 /// The tag of the lap in which the free ring's word of this number is: 1 to 255.
@@ -38,6 +40,7 @@ impl Returns {
             count: Cell::new(0),
             taken: Cell::new(0),
             fresh: Cell::new(false),
+            all_told: OnceCell::new(),
         }
     }
 
@@ -59,6 +62,11 @@ impl Returns {
     /// Frames that have come and were not given back yet.
     pub(crate) fn held(&self) -> usize {
         self.taken.get().saturating_sub(self.count.get()) as usize
+    }
+
+    pub(crate) fn tell(&self, all_told: Rc<Cell<bool>>) {
+        // A port has one owner.
+        let _ = self.all_told.set(all_told);
     }
 
     pub(crate) fn take_fresh(&self) -> bool {
@@ -275,6 +283,9 @@ impl Drop for Received {
         self.returns.give_back(self.first.word);
         for part in &self.rest {
             self.returns.give_back(part.word);
+        }
+        if let Some(all_told) = self.returns.all_told.get() {
+            all_told.set(false);
         }
     }
 }
