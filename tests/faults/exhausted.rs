@@ -39,6 +39,17 @@ fn grow_stack() {
     assert_eq!(stack[0], stack[stack.len() - 1]);
 }
 
+/// Whether all threads of this process but the first wait for something.
+fn others_sleep() -> bool {
+    let threads = std::fs::read_dir("/proc/self/task").expect("proc");
+    let first = std::process::id().to_string();
+    let others = threads
+        .flatten()
+        .filter(|thread| thread.file_name() != first.as_str());
+    let mut stats = others.map(|thread| std::fs::read_to_string(thread.path().join("stat")));
+    stats.all(|stat| stat.is_ok_and(|stat| stat.contains(") S ")))
+}
+
 /// Lets this process have so much more of a resource than it has now, at most.
 fn limit(resource: Resource, more: u64) {
     let now = match resource {
@@ -124,10 +135,11 @@ fn listener(board: &Board, number: u64, address: &str, resource: Resource) {
                 END => return,
                 ROOM => set(resource, None),
                 more => {
-                    // What has ended has been given back.
+                    // What has ended has been given back, and no thread that did that is still at its beginning: to have the rest
+                    // of its stack refused there is fatal for any process.
                     patiently(|| {
                         server.poll(64);
-                        (descriptors() == idle + EACH).then_some(())
+                        (descriptors() == idle + EACH && others_sleep()).then_some(())
                     });
                     limit(resource, more - 1);
                 }

@@ -23,6 +23,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use tightbeam_segment::{Answer, Counter, MAX_CALLS, MAX_MESSAGE};
+use tightbeam_sys::apart;
 
 /// How many bytes of messages workers may have if nothing else is said: a channel's part of them is one of the longest.
 const DEFAULT_BYTES: usize = PARTS * MAX_MESSAGE;
@@ -162,9 +163,9 @@ impl Plan {
         for _ in 0..self.threads {
             let (receiver, run) = (receiver.clone(), Arc::clone(&self.run));
             let progress = Arc::clone(&progress);
-            let thread = std::thread::Builder::new().name("tightbeam-worker".into());
             // If this one cannot be had those before it end with `jobs`.
-            let thread = thread.spawn(move || work(&receiver, &*run, &progress))?;
+            let work = move || work(&receiver, &*run, &progress);
+            let thread = apart::spawn("tightbeam-worker", work)?;
             jobs.threads.borrow_mut().push(thread);
         }
         Ok(jobs)

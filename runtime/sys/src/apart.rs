@@ -8,12 +8,14 @@
 //! dropped piles up, and [`is_stuck`] says so.
 
 use crate::Errno;
+use crate::mapping::has_room;
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 /// Threads that may wait for a drop to end.
@@ -61,6 +63,26 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
+/// Starts a thread; [`Errno::NOMEM`] if this process may not have the addresses for it (`RLIMIT_AS`).
+///
+/// That is looked at before: a thread whose stack can be had, but not what the standard library maps besides for its signal handler, ends the
+/// whole process. A peer must not bring that about by opening a channel when there is little room.
+pub fn spawn<T: Send + 'static>(
+    name: &str,
+    body: impl FnOnce() -> T + Send + 'static,
+) -> std::io::Result<JoinHandle<T>> {
+    /// Two of the usual stacks: some is left for what the thread, and those beside it, allocate.
+    const ROOM: usize = 4 << 20;
+    if !has_room(ROOM) {
+        return Err(Errno::NOMEM.into());
+    }
+    std::thread::Builder::new().name(name.into()).spawn(body)
+}
+
+fn errno(error: std::io::Error) -> Errno {
+    Errno::from_io_error(&error).unwrap_or(Errno::AGAIN)
+}
+
 /// What a thread has to do.
 type Task = Box<dyn FnOnce() + Send>;
 
@@ -81,15 +103,13 @@ pub fn start() -> Result<(), Errno> {
     }
     let (give, take) = channel();
     let (tasks, to_do) = channel::<Task>();
-    let failed = |error: std::io::Error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN);
-    let builder = std::thread::Builder::new().name("tightbeam-tasks".into());
     let worker = move || {
         for task in to_do {
             // One that panics has done nothing, and is not to end the others.
             let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(task));
         }
     };
-    builder.spawn(worker).map_err(failed)?;
+    spawn("tightbeam-tasks", worker).map_err(errno)?;
     let dropper: &'static Dropper = Box::leak(Box::new(Dropper {
         process: std::process::id(),
         tasks,
@@ -165,10 +185,7 @@ impl Dropper {
 
     fn start_thread(&'static self) -> Result<(), Errno> {
         let mut threads = self.threads();
-        let builder = std::thread::Builder::new().name("tightbeam-apart".into());
-        builder
-            .spawn(|| self.work())
-            .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
+        spawn("tightbeam-apart", || self.work()).map_err(errno)?;
         threads.all += 1;
         threads.idle += 1;
         threads.none_idle = None;

@@ -26,6 +26,11 @@ struct Reserved {
     owner: Pid,
 }
 
+/// Whether this process may have so many addresses more now, in one piece.
+pub(crate) fn has_room(bytes: usize) -> bool {
+    Reserved::new(bytes).is_ok()
+}
+
 impl Reserved {
     fn new(bytes: usize) -> Result<Reserved, Errno> {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;

@@ -88,9 +88,7 @@ impl Controller {
         let alarm = Arc::new(Alarm::new()?);
         let (commands, inbox) = channel();
         let thread = Thread::new(Arc::clone(&alarm), inbox)?;
-        std::thread::Builder::new()
-            .name("tightbeam-control".into())
-            .spawn(move || thread.run())
+        apart::spawn("tightbeam-control", move || thread.run())
             .map_err(|error| Errno::from_io_error(&error).unwrap_or(Errno::AGAIN))?;
         Ok(Controller {
             commands,
