@@ -9,13 +9,14 @@ use crate::traffic::{Books, ECHO, builder};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::collections::BTreeSet;
 use std::time::Duration;
-use tightbeam::{CallError, Endpoint, OpenError};
+use tightbeam::{CallError, Endpoint, Event, OpenError};
 
 /// The first of the roles here.
 pub(crate) const FIRST: u64 = 200;
 const CLIENT_FILES: u64 = 200;
 const CLIENT_SPACE: u64 = 201;
 const FIRST_FILES: u64 = 202;
+const FIRST_SPACE: u64 = 203;
 const LISTENER_FILES: u64 = 204;
 const LISTENER_SPACE: u64 = 205;
 
@@ -28,6 +29,7 @@ pub(crate) fn child(board: &Board, role: u64, number: u64, address: &str) {
         CLIENT_FILES => client(address, Resource::Nofile, true),
         CLIENT_SPACE => client(address, Resource::As, true),
         FIRST_FILES => client(address, Resource::Nofile, false),
+        FIRST_SPACE => first(address, number),
         LISTENER_FILES => listener(board, number, address, Resource::Nofile),
         _ => listener(board, number, address, Resource::As),
     }
@@ -53,15 +55,7 @@ fn others_sleep() -> bool {
 /// Lets this process have so much more of a resource than it has now, at most.
 fn limit(resource: Resource, more: u64) {
     let now = match resource {
-        Resource::As => {
-            let statm = std::fs::read_to_string("/proc/self/statm").expect("proc");
-            let pages: u64 = statm
-                .split(' ')
-                .next()
-                .and_then(|n| n.parse().ok())
-                .expect("pages");
-            pages * tightbeam_sys::memory::page_size() as u64 + more * LOT
-        }
+        Resource::As => space() + more * LOT,
         _ => {
             // So many that are free, also between those that are open.
             let is_open = |n: &u64| std::fs::symlink_metadata(format!("/proc/self/fd/{n}")).is_ok();
@@ -70,6 +64,15 @@ fn limit(resource: Resource, more: u64) {
         }
     };
     set(resource, Some(now));
+}
+
+/// Bytes of address space that this process has.
+fn space() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").expect("proc");
+    let pages = statm.split(' ').next().and_then(|n| n.parse().ok());
+    pages
+        .map(|pages: u64| pages * tightbeam_sys::memory::page_size() as u64)
+        .expect("pages")
 }
 
 fn set(resource: Resource, current: Option<u64>) {
@@ -116,6 +119,57 @@ fn client(address: &str, resource: Resource, has_one: bool) {
         }
     }
     assert!((1..MORE).contains(&failures), "{failures} failures");
+}
+
+/// Opens the first channel of a process, which starts threads, with a little more space each time.
+fn first(address: &str, pages: u64) {
+    grow_stack();
+    // A process of Rust's ends where a few bytes are not to be had. As much is kept when it is free.
+    drop(std::hint::black_box(vec![1u8; 100 << 10]));
+    set(Resource::As, Some(space() + pages * PAGES));
+    let outcome = builder().connect(address);
+    set(Resource::As, None);
+    match outcome {
+        Ok(mut client) => call(&mut client),
+        Err(error) => assert_says(&error, &["Cannot allocate memory"]),
+    }
+}
+
+/// Two pages: as little as a thread may lack for the rest of its stack.
+const PAGES: u64 = 8 << 10;
+
+/// Processes that may have any amount of space up to what three threads take, and a channel.
+pub(crate) fn first_threads() {
+    const ENOUGH: u64 = (8 << 20) / PAGES;
+    let scratch = Scratch::new("tight-first");
+    let mut nursery = Nursery::start(&scratch);
+    let mut server = builder().listen(&scratch.address()).expect("a free path");
+    let (mut opened, mut closed) = (0, 0);
+    std::thread::scope(|scope| {
+        let reaper = scope.spawn(|| {
+            for pages in 0..ENOUGH {
+                let pid = nursery.fork(FIRST_SPACE, pages);
+                assert_eq!(
+                    nursery.reap(pid),
+                    0,
+                    "{pages} times {PAGES} bytes: see above"
+                );
+            }
+        });
+        while !reaper.is_finished() {
+            server.poll(64);
+            match server.next_event() {
+                Some(Event::Opened { .. }) => opened += 1,
+                Some(_) => closed += 1,
+                None => std::thread::yield_now(),
+            }
+        }
+        reaper.join().expect("see above");
+    });
+    assert!(
+        (1..ENOUGH).contains(&opened),
+        "{opened} opened, {closed} closed"
+    );
 }
 
 /// Serves with as much as the test allows, and says so.

@@ -118,6 +118,12 @@ fn an_opening_without_descriptors_or_memory_fails_clearly() {
 }
 
 #[test]
+fn a_first_opening_with_little_space_fails_clearly() {
+    let _alone = alone();
+    exhausted::first_threads();
+}
+
+#[test]
 fn a_listener_without_descriptors_or_memory_serves_later() {
     let _alone = alone();
     exhausted::listeners();
