@@ -378,6 +378,8 @@ fn keep_answers(side: Side, address: &str) {
             0 => refusals += 1,
             _ => answers += 1,
         }
+        // Its headers give no credit: who takes that from here is not to believe the next one.
+        liar.own.write(CURSOR_LINE, 1, number as u64 + 2);
         liar.own.write(CURSOR_LINE, 0, number as u64 + 1);
         assert!(answers as usize <= RETURNS, "never refused");
     }
