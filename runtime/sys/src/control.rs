@@ -144,8 +144,8 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Er
 fn receive_once(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<Received, Errno> {
     let mut looked = receive_with(socket, buffer, RecvFlags::PEEK)?;
     if looked.bytes == 0 && looked.descriptors.is_empty() && !looked.no_room {
-        // The end, or a message without bytes; what comes only now must not be taken unseen.
-        return receive_with(socket, buffer, RecvFlags::empty());
+        // A message without bytes, or the end: what was sent just before that is there now, and nothing comes behind it.
+        looked = receive_with(socket, buffer, RecvFlags::PEEK)?;
     }
     if !looked.no_room {
         rustix::net::recv(socket, buffer, RecvFlags::DONTWAIT)?;
