@@ -63,16 +63,18 @@ impl<T: Send + 'static> Drop for Apart<T> {
     }
 }
 
+/// Two of the usual stacks: some is left for what a thread, and those beside it, allocate.
+const ROOM: usize = 4 << 20;
+
 /// Starts a thread; [`Errno::NOMEM`] if this process may not have the addresses for it (`RLIMIT_AS`).
 ///
 /// That is looked at before: a thread whose stack can be had, but not what the standard library maps besides for its signal handler, ends the
-/// whole process. A peer must not bring that about by opening a channel when there is little room.
+/// whole process. A peer must not bring that about by opening a channel when there is little room. (Another thread may take the last of it
+/// in between; then any allocation may be the one that ends the process.)
 pub fn spawn<T: Send + 'static>(
     name: &str,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> std::io::Result<JoinHandle<T>> {
-    /// Two of the usual stacks: some is left for what the thread, and those beside it, allocate.
-    const ROOM: usize = 4 << 20;
     if !has_room(ROOM) {
         return Err(Errno::NOMEM.into());
     }
@@ -100,6 +102,10 @@ pub fn run(task: impl FnOnce() + Send + 'static) {
 pub fn start() -> Result<(), Errno> {
     if Dropper::running().is_some() {
         return Ok(());
+    }
+    // Both or none.
+    if !has_room(2 * ROOM) {
+        return Err(Errno::NOMEM);
     }
     let (give, take) = channel();
     let (tasks, to_do) = channel::<Task>();
