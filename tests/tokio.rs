@@ -201,3 +201,45 @@ fn others_of_the_thread_run_meanwhile() {
     });
     assert_eq!(ticks.get(), 10);
 }
+
+/// Whoever keeps its peer busy keeps no deadline from passing, and nobody else of the thread from running.
+#[test]
+fn a_backlog_does_not_hide_a_deadline() {
+    let scratch = Scratch::new("tokio-backlog");
+    let server = builder(Wait::Adaptive).depth(1 << 15);
+    let mut server = server.listen(&scratch.address()).expect("a path");
+    let slow = |_: &mut (), _: Message<'_>, _: Reply<'_>| {
+        std::thread::sleep(Duration::from_micros(100));
+    };
+    let client = Endpoint::builder().handlers(Handlers::new().on(SILENT, slow));
+    let mut client = client.connect(&scratch.address()).expect("it listens");
+    while server.channels().next().is_none() {
+        server.poll(1);
+    }
+    // More than three seconds of it, in front of an answer that will not come: it is not polled any more.
+    let mut sent = 0;
+    while server.try_send(SILENT, b"something else").is_ok() {
+        sent += 1;
+    }
+    let channel = client.channels().next().expect("a channel");
+    let ran = Cell::new(0);
+    let within = Duration::from_millis(50);
+    let called = block_on(async {
+        let call = pin!(client.call_to_async(channel, ECHO, b"?", within));
+        let others = pin!(async {
+            loop {
+                ran.set(ran.get() + 1);
+                yield_now().await;
+            }
+        });
+        match select(call, others).await {
+            Either::Left((called, _)) => called.map(drop),
+            Either::Right((never, _)) => never,
+        }
+    });
+    assert_eq!(called, Err(CallError::DeadlineExceeded));
+    let received = client.counters(channel).expect("a channel");
+    let received = received.get(Counter::Received);
+    assert!(received < sent, "all {sent} were handled before");
+    assert!(ran.get() > 1, "nobody else of the thread has run");
+}

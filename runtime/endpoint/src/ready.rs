@@ -9,7 +9,9 @@ use crate::neighbours::GIVE_WAY;
 use crate::send::is_for_want_of_room;
 use crate::{CallError, Endpoint, Event, SendError, Wait};
 use futures_util::stream::{self, Stream};
+use std::future::poll_fn;
 use std::os::fd::{AsFd, OwnedFd};
+use std::task::Poll;
 use std::time::Duration;
 use tightbeam_segment::{Answer, TrySendError};
 use tightbeam_sys::Errno;
@@ -106,6 +108,7 @@ impl<S, D> Endpoint<S, D> {
         let mut calling = Calling {
             endpoint: self,
             channel,
+            waited: false,
         };
         let deadline = Instant::now().checked_add(within);
         calling.send(called, handler, payload, deadline).await?;
@@ -147,6 +150,7 @@ impl<S, D> Endpoint<S, D> {
         };
         let Some(sleeper) = self.arm_for(for_events)? else {
             self.registered = Some(registered);
+            give_way_once().await;
             return Ok(());
         };
         // Whoever drops this future drops both; the next one registers again.
@@ -175,10 +179,25 @@ impl<S, D> Endpoint<S, D> {
     }
 }
 
+/// Lets others of the thread run: who sees to it that there is always something to look at is not to keep them from it.
+async fn give_way_once() {
+    let mut given = false;
+    poll_fn(|context| match std::mem::replace(&mut given, true) {
+        true => Poll::Ready(()),
+        false => {
+            context.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
 /// A call under way, which is given up when this is dropped.
 struct Calling<'a, S, D> {
     endpoint: &'a mut Endpoint<S, D>,
     channel: ChannelId,
+    /// Something was waited for before.
+    waited: bool,
 }
 
 impl<S, D> Calling<'_, S, D> {
@@ -233,6 +252,13 @@ impl<S, D> Calling<'_, S, D> {
 
     /// Handles what arrives; `false` if the deadline is over.
     async fn wait(&mut self, deadline: Option<Instant>) -> Result<bool, CallError> {
+        // The reply mostly is what is handled first. Where much else comes, the deadline is looked at, and others run, too.
+        if std::mem::replace(&mut self.waited, true) {
+            if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+                return Ok(false);
+            }
+            give_way_once().await;
+        }
         let ready = self.endpoint.progress();
         let waited = match deadline {
             Some(deadline) => timeout_at(deadline, ready).await,
