@@ -254,3 +254,130 @@ fn what_was_taken_since_is_not_slept_over() {
         "it would sleep over the room that there is"
     );
 }
+
+/// Frames that come back while their receiver waits on its descriptor, because another endpoint of its thread drops them.
+#[test]
+fn what_is_given_back_during_a_sleep_ends_it() {
+    let mut stage = Stage::new("waiting-during", Policy::Fail);
+    stage.lend_all();
+    assert_eq!(stage.sends_one_more(), Err(SendError::Full));
+    assert!(comes_to_rest(&mut stage.sender, |_| {}));
+    let elsewhere = std::mem::take(stage.keeper.state_mut());
+    assert!(comes_to_rest(&mut stage.keeper, |_| {}));
+    let sender = stage.sender.arm().expect("descriptors").expect("no news");
+    let keeper = stage.keeper.arm().expect("descriptors").expect("no news");
+    assert!(!is_readable(&sender) && !is_readable(&keeper));
+    drop(elsewhere);
+    assert!(is_readable(&keeper), "nobody tells the sender");
+    drop(keeper);
+    stage.keeper.poll(1);
+    assert!(stage.keeper.arm().expect("descriptors").is_some());
+    assert!(is_readable(&sender), "nobody has woken the sender");
+}
+
+/// What waits for frames and is dropped for newer messages does not keep these from being sent.
+#[test]
+fn a_queue_goes_on_when_what_found_no_room_was_dropped() {
+    let mut stage = Stage::new("waiting-dropped", Policy::DropOldest);
+    stage.lend_all();
+    let frame = stage.sender.frame(LEN).expect("a frame");
+    let offered = stage.sender.offer_frame_to(stage.channel, KEEP, frame);
+    assert_eq!(offered.expect("the queue takes it"), Offered::Queued);
+    assert!(comes_to_rest(&mut stage.sender, |_| {}));
+    // Until the frame is the oldest that there is no place for.
+    let dropped = |stage: &Stage| {
+        let counters = stage.sender.counters(stage.channel).expect("a channel");
+        counters.get(Counter::DropOldest)
+    };
+    while dropped(&stage) == 0 {
+        let offered = stage.sender.offer_to(stage.channel, KEEP, b"a short one");
+        assert_eq!(offered, Ok(Offered::Queued));
+    }
+    patiently(|| {
+        stage.sender.poll(1);
+        stage.keeper.poll(64);
+        let load = stage.sender.load(stage.channel).expect("a channel");
+        (load.queued == 0).then_some(())
+    });
+}
+
+/// A queue is not forgotten when news of room was of no use to what is the oldest in it.
+#[test]
+fn a_queue_is_woken_for_after_news_that_did_not_help_it() {
+    let mut stage = Stage::new("waiting-queued", Policy::DropOldest);
+    stage.lend_all();
+    let frame = stage.sender.frame(LEN).expect("a frame");
+    let offered = stage.sender.offer_frame_to(stage.channel, KEEP, frame);
+    assert_eq!(offered.expect("the queue takes it"), Offered::Queued);
+    stage.sender.poll(1);
+    // Slots, of which there are enough.
+    let note = stage.sender.try_send_to(stage.channel, KEEP, b"a note");
+    assert_eq!(note, Ok(()));
+    assert_eq!(stage.keeper.poll(1), 1);
+    stage.sender.poll(1);
+    assert!(comes_to_rest(&mut stage.keeper, |_| {}));
+    assert!(comes_to_rest(&mut stage.sender, |_| {}));
+    // A frame, between the last look and the sleep.
+    stage.sender.poll(1);
+    stage.keeper.state_mut().pop();
+    assert!(comes_to_rest(&mut stage.keeper, |_| {}));
+    let armed = stage.sender.arm().expect("descriptors").is_some();
+    assert!(!armed, "it would sleep over a queue that can go on");
+    patiently(|| {
+        stage.sender.poll(1);
+        stage.keeper.poll(1);
+        (stage.keeper.state().len() == MAX_LOANS).then_some(())
+    });
+}
+
+/// A peer that says that it sleeps, and takes nothing that comes beside the ring.
+#[test]
+fn who_cannot_pass_memory_sleeps() {
+    let mut stage = Stage::new("waiting-memory", Policy::Fail);
+    let channel = stage.channel;
+    let frame = stage.sender.frame(LEN).expect("a frame");
+    stage.send(frame);
+    assert!(comes_to_rest(&mut stage.keeper, |_| {}));
+    // It never wakes up.
+    std::mem::forget(stage.keeper.arm().expect("descriptors").expect("no news"));
+    // Each is a wake-up that nobody takes, until there is no room for more.
+    for _ in 0..900 {
+        assert_eq!(stage.sender.try_send_to(channel, KEEP, b"awake?"), Ok(()));
+    }
+    assert_eq!(stage.keeper.poll(900), 900);
+    assert!(comes_to_rest(&mut stage.sender, |sender| {
+        // In memory that the peer does not have yet.
+        let frame = sender.frame(50 * LEN).expect("a frame");
+        let refused = sender.try_send_frame_to(channel, KEEP, frame);
+        assert_eq!(refused.unwrap_err().error, SendError::Full);
+    }));
+}
+
+/// That there is room is told to who found none, though it slept for something else meanwhile.
+#[test]
+fn room_that_a_wait_for_something_else_has_seen_is_told() {
+    let mut stage = Stage::new("waiting-else", Policy::Fail);
+    let others: Vec<Endpoint<Vec<Received>>> = (0..40)
+        .map(|number| {
+            let address = format!("{}.{number}", stage._scratch.address());
+            let other = Endpoint::builder().state(Vec::new());
+            let other = other.listen(&address).expect("a free path");
+            stage.sender.open(&address).expect("it listens");
+            other
+        })
+        .collect();
+    stage.lend_all();
+    assert_eq!(stage.sends_one_more(), Err(SendError::Full));
+    assert!(comes_to_rest(&mut stage.sender, |_| {}));
+    assert_eq!(stage.sends_one_more(), Err(SendError::Full));
+    stage.keeper.state_mut().clear();
+    assert!(comes_to_rest(&mut stage.keeper, |_| {}));
+    // Sleeps on descriptors, because there are so many channels.
+    stage.sender.poll_for(1, Duration::from_millis(5));
+    let armed = stage.sender.arm().expect("descriptors");
+    assert!(
+        armed.is_none(),
+        "it would sleep over the room that there is"
+    );
+    drop(others);
+}

@@ -6,6 +6,7 @@ use crate::neighbours::Neighbours;
 use crate::net::Hosts;
 use crate::policy::Terms;
 use crate::queue::Bounds;
+use crate::rest::Rest;
 use crate::rounds::Rounds;
 use crate::wait::{Gather, SpinBudget};
 use crate::workers::{Plan, Workers};
@@ -291,6 +292,7 @@ impl<S, D> Builder<S, D> {
             })?;
             jobs = Some(Rc::new(started));
         }
+        let mailbox = Mailbox::new();
         Ok(Endpoint {
             handlers,
             state: self.state,
@@ -299,13 +301,13 @@ impl<S, D> Builder<S, D> {
             first: 0,
             rounds: Rounds::default(),
             watcher: None,
-            all_armed: Rc::default(),
+            rest: Rc::new(Rest::new(mailbox.door())),
             #[cfg(feature = "tokio")]
             registered: None,
             due: Due::default(),
             strained: Vec::new(),
             stopping: false,
-            mailbox: Mailbox::new(),
+            mailbox,
             listeners: Vec::new(),
             events: VecDeque::new(),
             lost_events: 0,

@@ -4,6 +4,7 @@ use crate::beside::Beside;
 use crate::control::Seat;
 use crate::handler::{self, Handlers, Message, Reply};
 use crate::policy::Flow;
+use crate::rest::Rest;
 use crate::rounds::PATIENCE;
 use crate::send::wake_if_asleep;
 use std::cell::Cell;
@@ -98,8 +99,7 @@ pub(crate) struct Channel {
     pub(crate) watched: bool,
     /// Somebody found no room to send; what had been taken of credit and frames then.
     pub(crate) wants_room: Cell<Option<u64>>,
-    /// See [`Endpoint::all_armed`](crate::Endpoint).
-    pub(crate) all_armed: Rc<Cell<bool>>,
+    pub(crate) rest: Rc<Rest>,
     pub(crate) peer: PeerIdentity,
     pub(crate) memory: MemoryReport,
     pub(crate) ending: Option<Ending>,
@@ -151,11 +151,12 @@ impl Channel {
         id: ChannelId,
         port: Port,
         beside: Beside,
-        all_armed: Rc<Cell<bool>>,
+        rest: Rc<Rest>,
         peer: PeerIdentity,
         memory: MemoryReport,
     ) -> Channel {
-        port.tell_returns(Rc::clone(&all_armed));
+        let told = Rc::clone(&rest);
+        port.tell_returns(move || told.tell_returns());
         Channel {
             id,
             port,
@@ -163,7 +164,7 @@ impl Channel {
             armed: Armed::No,
             watched: false,
             wants_room: Cell::new(None),
-            all_armed,
+            rest,
             peer,
             memory,
             ending: None,
@@ -332,7 +333,7 @@ impl Channel {
         handled
     }
 
-    /// Before a sleep: tells the peer of frames that were given back since the last drain.
+    /// Tells the peer of frames that were given back since the last drain.
     pub(crate) fn tell_returns(&self) {
         if self.port.gave_back() {
             self.port.finish_drain();

@@ -7,6 +7,7 @@
 //!
 //! Both may come at any time, so whoever looks for one keeps the other for whom it is meant for. Anything else is a fault.
 
+use crate::rest::Rest;
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -112,12 +113,11 @@ pub(crate) struct Connection {
     /// That thread has one to make, and when it was given.
     pending: Arc<AtomicBool>,
     given: Cell<Instant>,
-    /// See [`Endpoint::all_armed`](crate::Endpoint).
-    all_armed: Rc<Cell<bool>>,
+    rest: Rc<Rest>,
 }
 
 impl Connection {
-    pub(crate) fn new(socket: Arc<Apart<OwnedFd>>, all_armed: Rc<Cell<bool>>) -> Connection {
+    pub(crate) fn new(socket: Arc<Apart<OwnedFd>>, rest: Rc<Rest>) -> Connection {
         Connection {
             socket,
             granted: RefCell::default(),
@@ -128,7 +128,7 @@ impl Connection {
             slow_wakes: Cell::new(0),
             pending: Arc::default(),
             given: Cell::new(Instant::now()),
-            all_armed,
+            rest,
         }
     }
 
@@ -183,7 +183,7 @@ impl Connection {
             ([], 0) if !received.empty => return Ok(false),
             (wake, 0) if wake == WAKE && self.sleeps.get() => {
                 self.woken.set(true);
-                self.all_armed.set(false);
+                self.rest.disturb();
             }
             (grant, 1) if !received.too_many => {
                 let grant = Grant::read_from_bytes(grant).map_err(|_| PeerFault::Control)?;

@@ -49,6 +49,7 @@ impl<S, D> AsFd for Sleeper<'_, S, D> {
 impl<S, D> Drop for Sleeper<'_, S, D> {
     fn drop(&mut self) {
         let watcher = Rc::clone(&self.watcher);
+        self.endpoint.rest.set_armed(false);
         self.endpoint.take_wakes(&watcher, Duration::ZERO);
         self.endpoint.disarm();
     }
@@ -59,7 +60,7 @@ impl Channel {
     fn arm(&mut self, watcher: &Watcher) -> Result<bool, ArmError> {
         let Some(connection) = self.beside.connection() else {
             // What comes over a device is announced by the device's own descriptor.
-            return Ok(self.wants_room.get().is_some());
+            return Ok(self.waits_for_room());
         };
         if !self.watched {
             let watched = watcher.add(connection.as_fd(), self.id.0);
@@ -77,24 +78,29 @@ impl Channel {
             self.port.set_asleep(Asleep::Connection);
             self.armed = Armed::Fresh;
         }
-        Ok(self.armed == Armed::Fresh || self.wants_room.get().is_some())
+        Ok(self.armed == Armed::Fresh || self.waits_for_room())
     }
 
     pub(crate) fn disarm(&mut self) {
         if self.armed != Armed::No {
             self.port.set_asleep(Asleep::No);
             self.armed = Armed::No;
-            self.all_armed.set(false);
+            self.rest.disturb();
         }
     }
 
     /// Notes that somebody found no room to send, and may wait until there is.
     pub(crate) fn want_room(&self) {
         // Who has found none before is told of what was taken since, too.
-        let taken = || self.port.taken();
-        self.wants_room
-            .set(self.wants_room.get().or_else(|| Some(taken())));
-        self.all_armed.set(false);
+        let wished = self.wants_room.get();
+        let taken = wished.unwrap_or_else(|| self.port.taken());
+        self.wants_room.set(Some(taken));
+        self.rest.disturb();
+    }
+
+    /// Whether somebody does, or a queue.
+    fn waits_for_room(&self) -> bool {
+        self.wants_room.get().is_some() || self.flow.queued() > 0
     }
 
     /// Whether there is something for which nobody will wake us, because it was there before we said that we sleep.
@@ -108,8 +114,9 @@ impl Channel {
         let room = self.wants_room.get().is_some_and(has_come);
         if room {
             self.wants_room.set(None);
+            self.rest.grant_room();
         }
-        arrived || room
+        arrived || room || self.has_room_for_queued()
     }
 
     /// Takes the wake-ups that have come over the connection, and keeps what else has come.
@@ -145,20 +152,23 @@ impl<S, D> Endpoint<S, D> {
     /// ```
     ///
     /// Costs a few system calls, and each peer that sends meanwhile one to wake this endpoint; while nobody waits, nothing.
-    /// Unlike the waits of this library such a one has no bound: a peer that wakes nobody makes its own messages late.
+    /// Unlike the waits of this library such a one has no bound: a peer that wakes nobody makes its own messages late, and so does one that
+    /// does not take the memory of frames that it was passed: that there is room for more is said nowhere.
     pub fn arm(&mut self) -> Result<Option<Sleeper<'_, S, D>>, ArmError> {
         self.arm_for(true)
     }
 
     /// As [`arm`](Self::arm); only if `events` is set those that nobody has taken keep it awake.
     pub(crate) fn arm_for(&mut self, events: bool) -> Result<Option<Sleeper<'_, S, D>>, ArmError> {
+        self.tell_returns();
         let watcher = self.watch_connections()?;
         let idle = self.arm_channels(&watcher);
         let idle = idle.map(|idle| idle && !self.lines.iter().any(|line| line.has_news()));
-        if idle != Ok(true) || (events && !self.events.is_empty()) {
+        if self.rest.was_granted() || idle != Ok(true) || (events && !self.events.is_empty()) {
             self.disarm();
             return idle.map(|_| None);
         }
+        self.rest.set_armed(true);
         Ok(Some(Sleeper {
             endpoint: self,
             watcher,
@@ -170,6 +180,7 @@ impl<S, D> Endpoint<S, D> {
         if self.may_have_room(room) {
             return;
         }
+        self.tell_returns();
         if let Some(channel) = room.and_then(|room| self.look_up(room.channel)) {
             channel.want_room();
         }
@@ -184,6 +195,14 @@ impl<S, D> Endpoint<S, D> {
             Err(_) => std::thread::sleep(bound / 10),
         }
         self.disarm();
+    }
+
+    /// Before a sleep: tells peers of frames that were given back since their last drain.
+    pub(crate) fn tell_returns(&self) {
+        if !self.rest.is_undisturbed() {
+            let channels = self.channels.iter().flatten();
+            channels.for_each(|channel| channel.tell_returns());
+        }
     }
 
     /// What watches the connections, from now on instead of the control thread.
@@ -221,16 +240,15 @@ impl<S, D> Endpoint<S, D> {
         if !all_sent || !self.arrived.is_empty() {
             return Ok(false);
         }
-        if self.all_armed.get() {
+        if self.rest.is_undisturbed() {
             return Ok(!self.mailbox.rang());
         }
         let mut fresh = false;
         for channel in self.channels.iter_mut().flatten() {
-            channel.tell_returns();
             fresh |= channel.arm(watcher)?;
         }
         if !fresh {
-            self.all_armed.set(true);
+            self.rest.settle(true);
             return Ok(!self.mailbox.rang());
         }
         self.lines.iter().for_each(|line| line.note_wait());
@@ -250,8 +268,8 @@ impl<S, D> Endpoint<S, D> {
             }
         }
         let mut channels = self.channels.iter().flatten();
-        let any_waits = channels.any(|channel| channel.wants_room.get().is_some());
-        self.all_armed.set(!news && !any_waits);
+        let any_waits = channels.any(|channel| channel.waits_for_room());
+        self.rest.settle(!news && !any_waits);
         Ok(!news && !self.mailbox.rang())
     }
 

@@ -7,12 +7,12 @@ use crate::graves::Grave;
 use crate::neighbours::Neighbours;
 use crate::net::{self, Line, News};
 use crate::policy::Terms;
+use crate::rest::Rest;
 use crate::rounds::Rounds;
 use crate::send::wake_if_asleep;
 use crate::wait::{Gather, SpinBudget};
 use crate::workers::Jobs;
 use crate::{Address, Builder, Devices, Event, Handlers, OpenError, Openings, Stopper, Wait};
-use std::cell::Cell;
 use std::collections::VecDeque;
 use std::marker::PhantomData;
 use std::rc::Rc;
@@ -80,10 +80,7 @@ pub struct Endpoint<S, D> {
     pub(crate) neighbours: Neighbours,
     /// Set as soon as the endpoint waits on descriptors.
     pub(crate) watcher: Option<Rc<Watcher>>,
-    /// All channels are armed, nobody waits for room, and no frame was given back of which its sender is not told yet: nothing has to be
-    /// done before the next sleep. With a thousand
-    /// channels that is 100 us every 10 ms, because nothing of them is in a cache any more.
-    pub(crate) all_armed: Rc<Cell<bool>>,
+    pub(crate) rest: Rc<Rest>,
     /// The same, as the tokio runtime knows it.
     #[cfg(feature = "tokio")]
     pub(crate) registered: Option<tokio::io::unix::AsyncFd<std::os::fd::OwnedFd>>,
@@ -254,7 +251,7 @@ impl<S, D> Endpoint<S, D> {
         self.processes = processes.clone().count();
         self.process = processes.next_back().map_or(0, |channel| channel.id.slot());
         self.arrived.reserve(self.channels.len());
-        self.all_armed.set(false);
+        self.rest.disturb();
         self.disarm();
     }
 

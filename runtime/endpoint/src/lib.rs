@@ -38,6 +38,7 @@ mod publish;
 mod queue;
 #[cfg(feature = "tokio")]
 mod ready;
+mod rest;
 mod rounds;
 mod send;
 mod typed;

@@ -214,7 +214,7 @@ impl Channel {
         let Some(queue) = &mut self.flow.queue else {
             return;
         };
-        let (mut sent, mut full) = (false, false);
+        let mut sent = false;
         for _ in 0..most {
             let Some((handler, waiting)) = queue.front() else {
                 break;
@@ -233,7 +233,6 @@ impl Channel {
                     self.flow.no_room_at = Some(self.port.taken());
                     self.flow.passes_memory =
                         matches!(error, TrySendError::Frame(FrameError::InUse { .. }));
-                    full = true;
                     break;
                 }
                 // The channel is over, or this message can never be sent (its memory cannot be passed any more).
@@ -244,9 +243,6 @@ impl Channel {
                 Err(_) => break,
             }
         }
-        if full {
-            self.want_room();
-        }
         if sent {
             self.flow.stuck_at = None;
             wake_if_asleep(self);
@@ -254,7 +250,7 @@ impl Channel {
     }
 
     /// Whether what waits could be sent now.
-    fn has_room_for_queued(&self) -> bool {
+    pub(crate) fn has_room_for_queued(&self) -> bool {
         let port = &self.port;
         let has_come = |taken| taken != port.taken() || port.has_credit();
         self.flow.queued() > 0 && self.flow.no_room_at.is_none_or(has_come)
@@ -321,6 +317,12 @@ impl Channel {
                 let (offered, dropped) = offer.wait(self)?;
                 self.port.count(Counter::Offered);
                 self.port.count_many(Counter::DropOldest, dropped);
+                if dropped > 0 {
+                    // What is the oldest now may find room.
+                    self.flow.no_room_at = None;
+                }
+                // Before the next sleep it is looked whether it does.
+                self.rest.disturb();
                 return Ok(offered);
             }
         };

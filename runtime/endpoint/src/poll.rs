@@ -206,15 +206,15 @@ impl<S, D> Endpoint<S, D> {
         let (peer, memory) = (opened.peer, opened.memory);
         let mut joined = opened.join(id.0);
         let (socket, pidfd) = (Arc::new(joined.socket), Arc::new(joined.pidfd));
-        let all_armed = Rc::clone(&self.all_armed);
-        let connection = Rc::new(Connection::new(Arc::clone(&socket), Rc::clone(&all_armed)));
+        let rest = Rc::clone(&self.rest);
+        let connection = Rc::new(Connection::new(Arc::clone(&socket), Rc::clone(&rest)));
         let pool = Pool::new(FrameMaker, self.frame_limit);
         joined.port.equip(pool, Carrier(Rc::clone(&connection)));
         let beside = Beside::Process {
             connection,
             pidfd: Arc::clone(&pidfd),
         };
-        let mut channel = Channel::new(id, joined.port, beside, all_armed, peer, memory);
+        let mut channel = Channel::new(id, joined.port, beside, rest, peer, memory);
         channel.seat = joined.seat;
         self.seat(channel);
         self.controller.watch(Watch {
@@ -239,8 +239,8 @@ impl<S, D> Endpoint<S, D> {
             line: Rc::clone(line),
             slot,
         };
-        let (port, all_armed) = (opened.port.labelled(id.0), Rc::clone(&self.all_armed));
-        let mut channel = Channel::new(id, port, beside, all_armed, peer, MemoryReport::default());
+        let (port, rest) = (opened.port.labelled(id.0), Rc::clone(&self.rest));
+        let mut channel = Channel::new(id, port, beside, rest, peer, MemoryReport::default());
         channel.seat = opened.seat;
         self.seat(channel);
         (id, peer)

@@ -259,8 +259,7 @@ impl<S, D> Endpoint<S, D> {
         }
         let bound = bound.min(BOUND);
         self.disarm();
-        let channels = self.channels.iter().flatten();
-        channels.for_each(|channel| channel.tell_returns());
+        self.tell_returns();
         let ports = || self.channels.iter().flatten().map(|channel| &channel.port);
         // The words are read first: whatever is changed after this keeps us awake.
         let mut watched = [self.mailbox.watched(); 1 + FEW];

@@ -111,7 +111,7 @@ impl<S, D: Devices> Endpoint<S, D> {
     fn add_line(&mut self, line: Rc<Line>) {
         self.lines.push(line);
         // Who waits on descriptors already waits for this one, too.
-        self.all_armed.set(false);
+        self.rest.disturb();
     }
 }
 

@@ -214,10 +214,10 @@ mod tests {
         let (left, mut right) = pair();
         send(&left).unwrap();
         let kept = keep(&mut right);
-        left.fail(PeerFault::Return {
-            segment: 7,
-            slot: 7,
-        });
+        // Whatever else it did before.
+        left.fail(PeerFault::Exhausted);
+        right.frames.returns.give_back(0x7777_0000);
+        left.collect();
         drop(kept);
         left.collect();
         assert_eq!(left.lent(), 1);

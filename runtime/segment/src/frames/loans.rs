@@ -63,6 +63,8 @@ pub(crate) struct Loans {
     pub(super) quota: Cell<usize>,
     /// Words of the peer's free ring that were read.
     collected: Cell<u64>,
+    /// One of them named what the peer did not have.
+    disbelieved: Cell<bool>,
     /// Memory that we have from the peer, by its numbers.
     pub(super) shelf: RefCell<Vec<Rc<Granted>>>,
     /// Bytes of it.
@@ -93,6 +95,7 @@ impl Loans {
             shared: Cell::new(0),
             quota: Cell::new(usize::MAX),
             collected: Cell::new(0),
+            disbelieved: Cell::new(false),
             shelf: RefCell::default(),
             taken: Cell::new(0),
             parts: RefCell::default(),
@@ -375,7 +378,8 @@ impl Port {
         if number >= MAX_SEGMENTS || passed > MAX_GRANTED {
             return Err(FrameError::Granted);
         }
-        equipment.courier.grant(&*memory, number as u16, stride)?;
+        let granted = equipment.courier.grant(&*memory, number as u16, stride);
+        granted.inspect_err(|_| self.take_credit())?;
         self.frames.passed.set(passed);
         given.push((Rc::clone(pool), slab));
         Ok(number as u16)
@@ -391,23 +395,19 @@ impl Port {
             let number = self.frames.collected.get();
             let (line, word) = place(number);
             let found = self.peer.line(line).load(word);
-            if found & 0xff != lap_tag(number) || self.is_disbelieved() {
+            if found & 0xff != lap_tag(number) || self.frames.disbelieved.get() {
                 return;
             }
             // Acquire: pairs with the Release in `Returns::give_back`; what we write to the frame now, its reader does not see.
             PeerLine::acquire();
             self.frames.collected.set(number + 1);
             if !self.took_back(found >> 8) {
+                self.frames.disbelieved.set(true);
                 let [segment, slot] = [found >> 8, found >> 24].map(|bits| bits as u16);
                 self.fail(PeerFault::Return { segment, slot });
                 return;
             }
         }
-    }
-
-    /// Whether the peer has given back what it did not have.
-    fn is_disbelieved(&self) -> bool {
-        matches!(self.fault.get(), Some(PeerFault::Return { .. }))
     }
 
     /// Ends a loan; `false` if there is no such loan.
@@ -436,10 +436,10 @@ impl Port {
         self.peer.line(line).load(word) & 0xff == lap_tag(number)
     }
 
-    /// Clears a flag of its owner's whenever a message in frames is given back that was kept ([`Received`]): then nobody has told the
-    /// peer, who may sleep until it has room, unless a drain follows.
-    pub fn tell_returns(&self, all_told: Rc<Cell<bool>>) {
-        self.frames.returns.tell(all_told);
+    /// Calls its owner whenever a message in frames is given back that was kept ([`Received`]), wherever that is: then nobody has told the
+    /// peer, who may sleep until it has room, unless a drain follows. Only the first one is called.
+    pub fn tell_returns(&self, tell: impl Fn() + 'static) {
+        self.frames.returns.set_tell(tell);
     }
 
     /// Whether frames of the peer were given back since this was last asked.

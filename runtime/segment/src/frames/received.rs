@@ -5,6 +5,7 @@ use crate::frames::Granted;
 use crate::layout::{RETURNS, RETURNS_LINE, SLOT_BYTES};
 use crate::lines::{LINE_WORDS, OwnLines};
 use crate::scratch::LineWords;
+use alloc::boxed::Box;
 use alloc::rc::Rc;
 use alloc::vec::Vec;
 use core::cell::{Cell, OnceCell};
@@ -18,8 +19,8 @@ pub(crate) struct Returns {
     taken: Cell<u64>,
     /// Something was given back since somebody asked.
     fresh: Cell<bool>,
-    /// Cleared when a message that was kept is given back.
-    all_told: OnceCell<Rc<Cell<bool>>>,
+    /// Called when a message that was kept is given back.
+    tell: OnceCell<Box<dyn Fn()>>,
 }
 
 /// The tag of the lap in which the free ring's word of this number is: 1 to 255.
@@ -40,7 +41,7 @@ impl Returns {
             count: Cell::new(0),
             taken: Cell::new(0),
             fresh: Cell::new(false),
-            all_told: OnceCell::new(),
+            tell: OnceCell::new(),
         }
     }
 
@@ -64,9 +65,9 @@ impl Returns {
         self.taken.get().saturating_sub(self.count.get()) as usize
     }
 
-    pub(crate) fn tell(&self, all_told: Rc<Cell<bool>>) {
+    pub(crate) fn set_tell(&self, tell: impl Fn() + 'static) {
         // A port has one owner.
-        let _ = self.all_told.set(all_told);
+        let _ = self.tell.set(Box::new(tell));
     }
 
     pub(crate) fn take_fresh(&self) -> bool {
@@ -284,8 +285,8 @@ impl Drop for Received {
         for part in &self.rest {
             self.returns.give_back(part.word);
         }
-        if let Some(all_told) = self.returns.all_told.get() {
-            all_told.set(false);
+        if let Some(tell) = self.returns.tell.get() {
+            tell();
         }
     }
 }

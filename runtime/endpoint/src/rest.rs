@@ -1,0 +1,61 @@
+//! What an endpoint, its channels, and messages that were taken from them know of its sleep.
+
+use crate::control::Door;
+use std::cell::Cell;
+
+pub(crate) struct Rest {
+    all_armed: Cell<bool>,
+    /// Somebody waits on the endpoint's descriptor, for as long as it takes.
+    armed: Cell<bool>,
+    granted: Cell<bool>,
+    door: Door,
+}
+
+impl Rest {
+    pub(crate) fn new(door: Door) -> Rest {
+        Rest {
+            all_armed: Cell::default(),
+            armed: Cell::default(),
+            granted: Cell::default(),
+            door,
+        }
+    }
+
+    /// Whether all channels are armed, nobody waits for room, and no frame was given back of which its sender is not told yet: then nothing
+    /// has to be done before the next sleep. With a thousand channels that is 100 us every 10 ms, because nothing of them is in a cache
+    /// any more.
+    pub(crate) fn is_undisturbed(&self) -> bool {
+        self.all_armed.get()
+    }
+
+    pub(crate) fn settle(&self, all_armed: bool) {
+        self.all_armed.set(all_armed);
+    }
+
+    /// Something has to be done before the next sleep.
+    pub(crate) fn disturb(&self) {
+        self.all_armed.set(false);
+    }
+
+    /// Frames were given back. Who waits on the descriptor, while another one's handler does this, is woken to tell it.
+    pub(crate) fn tell_returns(&self) {
+        self.disturb();
+        if self.armed.get() {
+            self.door.ring();
+        }
+    }
+
+    pub(crate) fn set_armed(&self, armed: bool) {
+        self.armed.set(armed);
+    }
+
+    /// Notes that there is room for who has found none.
+    pub(crate) fn grant_room(&self) {
+        self.granted.set(true);
+    }
+
+    /// Whether that was noted since this was last asked: by somebody who slept for something else, perhaps.
+    pub(crate) fn was_granted(&self) -> bool {
+        self.granted.take()
+    }
+}
