@@ -561,12 +561,6 @@ impl Port {
         published != self.tx.last_cursor.get() || self.has_returns()
     }
 
-    /// For who waits for frames, not for slots: so that [`has_credit`](Self::has_credit) tells of what comes from now on. Frames that have
-    /// come back stay where they are; what is wrong about the credit the next look at the ring tells.
-    pub fn take_credit(&self) {
-        let _ = self.take_credit_from_cursor();
-    }
-
     /// Takes the credit in the peer's cursor line: a cache miss, so only when it is needed.
     pub(crate) fn take_credit_from_cursor(&self) -> Result<(), TrySendError> {
         let tx = &self.tx;

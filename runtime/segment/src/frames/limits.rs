@@ -74,6 +74,12 @@ impl Port {
         }
     }
 
+    /// For who waits for frames, not for slots: so that [`has_credit`](Self::has_credit) tells of what comes from now on. Frames that have
+    /// come back stay where they are; what is wrong about the credit the next look at the ring tells.
+    pub fn take_credit(&self) {
+        let _ = self.take_credit_from_cursor();
+    }
+
     /// How many bytes of shared frames the peer may have at a time; any number unless this was called. What it has already it keeps.
     pub fn set_quota(&self, bytes: usize) {
         self.frames.quota.set(bytes);

@@ -387,8 +387,7 @@ impl Port {
 
     /// Takes back the frames that the peer has done with. One load if there are none.
     ///
-    /// After a fault, too: whatever else the peer did, or this side was short of, a frame that is said to be given back is. Only who has
-    /// given back what it did not have is not believed any more.
+    /// After a fault, too, unless the peer has given back what it did not have.
     pub fn collect(&self) {
         // At most as many as there are words in a lap.
         for _ in 0..RETURNS {
