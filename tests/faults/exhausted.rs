@@ -138,9 +138,9 @@ fn first(address: &str, pages: u64) {
 /// Two pages: as little as a thread may lack for the rest of its stack.
 const PAGES: u64 = 8 << 10;
 
-/// Processes that may have any amount of space up to what three threads take, and a channel.
+/// Processes that may have any amount of space up to what three threads and a channel take.
 pub(crate) fn first_threads() {
-    const ENOUGH: u64 = (8 << 20) / PAGES;
+    const ENOUGH: u64 = (12 << 20) / PAGES;
     let scratch = Scratch::new("tight-first");
     let mut nursery = Nursery::start(&scratch);
     let mut server = builder().listen(&scratch.address()).expect("a free path");
