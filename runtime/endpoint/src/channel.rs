@@ -156,7 +156,7 @@ impl Channel {
         memory: MemoryReport,
     ) -> Channel {
         let told = Rc::clone(&rest);
-        port.tell_returns(move || told.tell_returns());
+        port.tell_returns(move || told.note_returns());
         Channel {
             id,
             port,

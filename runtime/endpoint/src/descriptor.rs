@@ -199,7 +199,7 @@ impl<S, D> Endpoint<S, D> {
 
     /// Before a sleep: tells peers of frames that were given back since their last drain.
     pub(crate) fn tell_returns(&self) {
-        if !self.rest.is_undisturbed() {
+        if self.rest.had_returns() {
             let channels = self.channels.iter().flatten();
             channels.for_each(|channel| channel.tell_returns());
         }
